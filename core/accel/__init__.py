@@ -1,0 +1,1 @@
+"""How a graph runs: backends, compiler passes, kernels and the store of object code."""

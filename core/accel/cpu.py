@@ -1,0 +1,129 @@
+"""The cpu backend: plans of numba kernels, walked by compiled code on the machine's threads.
+
+Invariant: a call gives the same bits at any number of threads, whatever ran before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.accel import threads
+from core.accel.lower import AnyStep, HostStep
+from core.accel.passes.memory import ALIGNMENT
+from core.accel.plan import FIRST_INPUT, Plan, make_plan
+from core.accel.step import Step, View
+from core.accel.walker import PlanTable, bases
+from core.engine.backends import Options
+from core.engine.graph import Graph
+from core.engine.ops.table import evaluate
+
+Memory = NDArray[np.uint8]
+
+
+def _allocate(nbytes: int) -> Memory:
+    """Zeroed bytes at an aligned address."""
+    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip:skip + nbytes]
+
+
+class CpuExecutable:
+    """A plan with its memory. Calls take turns."""
+
+    def __init__(self, graph: Graph, options: Options) -> None:
+        self._plan: Plan = make_plan(graph, options, "cpu")
+        self.report = self._plan.report
+        self._options = options
+        self._lock = threading.Lock()
+        self._arena, self._kept = _allocate(self._plan.arena), _allocate(self._plan.kept)
+        for offset, image in self._plan.constants:
+            self._kept[offset:offset + image.size] = image
+        self._prologue = self._segments(self._plan.prologue)
+        self._body = self._segments(self._plan.body)
+        self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
+        self._held: list[NDArray[Any]] = []
+        # Carried inputs have a second set of arrays: a call reads one and writes the other, and then they change places.
+        self._spare: list[NDArray[Any]] = []
+        if not options.held:
+            self._prepare()
+
+    def _segments(self, steps: Sequence[AnyStep]) -> list[PlanTable | HostStep]:
+        segments: list[PlanTable | HostStep] = []
+        for on_host, group in groupby(steps, lambda step: isinstance(step, HostStep)):
+            if on_host:
+                segments += [step for step in group if isinstance(step, HostStep)]
+            else:
+                segments.append(PlanTable.build([step for step in group if isinstance(step, Step)], self._plan.base_of))
+        return segments
+
+    def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
+        with self._lock:
+            self._held = [_solid(array).copy() for array in arrays]
+            if self._options.carried:
+                self._spare = [np.empty_like(array) for array in self._held]
+            self._prepare()
+
+    def held(self) -> list[NDArray[Any]]:
+        with self._lock:
+            return [array.copy() for array in self._held]
+
+    def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        with self._lock:
+            carried = self._options.held if self._options.carried else 0
+            inputs = [*self._held, *map(_solid, arrays)]
+            fresh = [np.empty(view.shape, view.dtype.storage) for view in self._plan.outputs[carried:]]
+            self._run(self._body, [self._arena, self._kept, *inputs, *self._spare, *fresh])
+            if carried:
+                self._held, self._spare = self._spare, self._held
+            return fresh
+
+    def _prepare(self) -> None:
+        """Run what depends on constants and held inputs alone."""
+        if self._prologue:
+            others = [np.empty(view.shape, view.dtype.storage)
+                      for view in (*self._plan.inputs[self._options.held:], *self._plan.outputs)]
+            self._run(self._prologue, [self._arena, self._kept, *self._held, *others])
+
+    def _run(self, segments: Sequence[PlanTable | HostStep], memories: Sequence[NDArray[Any]]) -> None:
+        for number, memory in enumerate(memories):
+            self._bases[number] = memory.ctypes.data
+        for segment in segments:
+            if isinstance(segment, PlanTable):
+                threads.run(segment, self._bases)
+            else:
+                self._run_on_host(segment, memories)
+
+    def _run_on_host(self, step: HostStep, memories: Sequence[NDArray[Any]]) -> None:
+        inputs = [self._array(view, memories) for view in step.inputs]
+        avals = [value.aval for value in step.equation.inputs]
+        outputs = [value.aval for value in step.equation.outputs]
+        results = evaluate(step.equation.op, inputs, avals, step.equation.params, outputs)
+        for view, result in zip(step.outputs, results, strict=True):
+            self._array(view, memories)[...] = result
+
+    def _array(self, view: View, memories: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """A numpy array of a view."""
+        base, offset = self._plan.base_of[view.buffer]
+        itemsize = view.dtype.itemsize
+        return np.ndarray(view.shape, view.dtype.storage, memories[base].reshape(-1).view(np.uint8).data,
+                          offset + view.offset * itemsize, tuple(stride * itemsize for stride in view.strides))
+
+
+def _solid(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+class CpuBackend:
+    """See the module."""
+
+    def compile(self, graph: Graph, options: Options) -> CpuExecutable:
+        return CpuExecutable(graph, options)
+
+
+BACKEND = CpuBackend()

@@ -1,0 +1,447 @@
+"""Matrix products: packing of B into panels, and one register-blocked kernel that sums over taps and depth.
+
+Invariant: every element of the output is one chain of fused multiply-adds in an order that the shapes alone decide, so
+that the bits do not depend on the number of threads. Convolutions reuse `Product`, with their kernel's taps.
+
+Planning needs no compiler: numba is imported by the kernel factories only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
+
+from core.accel.chips import Block, block_for, host, thin_block_for
+from core.accel.step import Step, View, contiguous
+from core.engine import dtypes
+
+COPY_DEPTH = 512
+"""Reduction indices of A that a block may copy onto the thread's stack."""
+FEW_UNITS = 16
+"""With fewer row blocks than this the columns are cut into groups, so that every thread has work."""
+PACK_DEPTH = 64
+"""Reduction indices of B that a unit of packing takes."""
+DOT_GRAIN = 16
+"""Dot products that a thread gets at least."""
+
+Dim = tuple[int, ...]
+"""An extent and one stride for each operand."""
+
+
+def matmul(a: View, b: View, out: View) -> list[Step]:
+    """Steps of ``out = a @ b``.
+
+    Parameters
+    ----------
+    a : f32, f64, bf16 or i8 [batch..., M, K], any strides; a batch stride of 0 broadcasts
+    b : same dtype [batch..., K, N], any strides
+    out : f32 (for f32 and bf16), f64 or i32 (for i8) [batch..., M, N], N with stride 1
+    """
+    _check(out)
+    if out.size == 0:
+        return []
+    if a.dtype is dtypes.int8:
+        return [_integer_step(a, b, out)]
+    depth, columns = b.shape[-2:]
+    rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
+    plain = a.dtype is out.dtype and depth > 0
+    if plain and a.strides[-1] == b.strides[-2] == 1 and min(rows, columns) < 4:
+        return [_dot_step(a, b, out)]
+    if plain and rows < 4 and b.strides[-1] == 1:
+        return [_thin_step(a, b, out)]
+    if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
+        return [_thin_step(_transposed(b), _transposed(a), _transposed(out))]
+    packed, steps = pack(b)
+    return [*steps, *matmul_packed(a, packed, out)]
+
+
+def pack(b: View, shared: bool = True) -> tuple[View, list[Step]]:
+    """B in panels, and the step that fills them; a plan may do it once, at bind time, where b is constant.
+
+    Parameters
+    ----------
+    b : f32, f64 or bf16 [batch..., K, N], any strides
+    shared : whether products along which b has stride 0 share one copy
+
+    Returns
+    -------
+    packed : f32 or f64 [batch..., panel, K, column], the last panel padded with zeros; stride 0 where a copy is shared
+    """
+    element = dtypes.float64 if b.dtype is dtypes.float64 else dtypes.float32
+    block = block_for(host(), element.short)
+    depth, columns = b.shape[-2:]
+    panels = ceil(columns / block.columns)
+    kept = [1 if shared and stride == 0 else extent
+            for extent, stride in zip(b.shape[:-2], b.strides[:-2], strict=True)]
+    store = contiguous(element, (*kept, panels, depth, block.columns), "packed")
+    strides = tuple(0 if extent == 1 else stride for extent, stride in zip(kept, store.strides, strict=False))
+    packed = View(store.buffer, element, (*b.shape[:-2], *store.shape[-3:]), (*strides, *store.strides[-3:]))
+    batch = [(extent, stride, to) for extent, stride, to in zip(kept, b.strides, strides, strict=False) if extent > 1]
+    dims = (depth, columns, panels, *b.strides[-2:], len(batch), *sum(batch, ()))
+    text = _text("pack_kernel", block, b.dtype.short)
+    step = Step(text, (b, packed), (1,), dims, prod(kept) * ceil(depth / PACK_DEPTH), name="pack",
+                nbytes=2 * store.buffer.nbytes, notes={"hoist": "b"})
+    return packed, [step] if store.size else []
+
+
+def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
+    """Steps of ``out = a @ b`` for the b that `pack` has packed; arguments as in `matmul`."""
+    _check(out)
+    if out.size == 0:
+        return []
+    batch = _batch_dims(a, packed, out)
+    rows: tuple[Dim, ...] = ((a.shape[-2], a.strides[-2]),)
+    while batch and batch[-1][2] == 0 and _continues(batch[-1][3], out, rows):
+        rows = (batch[-1][:2], *rows)
+        batch = batch[:-1]
+    product = Product(a, packed, out, rows=rows, row_stride=out.strides[-2], columns=out.shape[-1],
+                      depth=(a.shape[-1], a.strides[-1]), batch=batch)
+    return [product.step("matmul")]
+
+
+def _check(out: View) -> None:
+    if out.shape[-1] > 1 and out.strides[-1] != 1:
+        raise ValueError(f"a product writes rows, so the last stride of out must be 1; it is {out.strides[-1]}")
+
+
+def _continues(stride: int, out: View, rows: Sequence[Dim]) -> bool:
+    """Whether a batch dim of `out` goes on where its rows end, so that it can count as rows."""
+    return stride == out.strides[-2] * prod(row[0] for row in rows)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A sum over taps and depth of products of A's rows with packed panels of B.
+
+    ``out[g, r, n] = sum over t, k of a[batch(g) + row(r) + taps[t] + k * depth stride] * b[g, n's panel, t, k, n]``
+
+    Attributes
+    ----------
+    rows : (extent, stride in a) of the dims that together count the rows, outermost first
+    row_stride : elements of out between two rows
+    depth : (extent, stride in a) of the innermost sum
+    batch : (extent, stride in a, stride in packed, stride in out) of the dims that count independent products
+    taps : offsets in a of the outer sum
+    tap_stride : elements of packed between two taps
+    """
+
+    a: View
+    packed: View
+    out: View
+    rows: tuple[Dim, ...]
+    row_stride: int
+    columns: int
+    depth: tuple[int, int]
+    batch: tuple[Dim, ...] = ()
+    taps: tuple[int, ...] = (0,)
+    tap_stride: int = 0
+
+    def step(self, name: str) -> Step:
+        """The step that computes it; its units are (product, group of panels, block of rows)."""
+        if not self.taps:
+            return replace(self, taps=(0,), depth=(0, 1)).step(name)
+        block = block_for(host(), self.out.dtype.short)
+        row_count = prod(extent for extent, _ in self.rows)
+        products = prod(dim[0] for dim in self.batch)
+        tap_block, depth_block, copies = self._reduction_blocks(block)
+        panels = ceil(self.columns / block.columns)
+        row_blocks = ceil(row_count / block.rows)
+        groups = _column_groups(panels, row_blocks * products, block, tap_block * depth_block)
+        group_panels = ceil(panels / groups)
+        groups = ceil(panels / group_panels)
+        dims = (row_count, self.columns, *self.depth, self.row_stride, len(self.taps), self.tap_stride,
+                self.packed.strides[-3], tap_block, depth_block, copies, row_blocks, groups, group_panels,
+                len(self.rows), len(self.batch), *sum(self.rows, ()), *sum(self.batch, ()),
+                *self.taps)
+        flops = 2 * products * row_count * self.columns * self.depth[0] * len(self.taps)
+        nbytes = sum(view.buffer.nbytes for view in (self.a, self.packed, self.out))
+        text = _text("product_kernel", block, self.a.dtype.short)
+        return Step(text, (self.a, self.packed, self.out), (2,), dims, products * groups * row_blocks, name=name,
+                    flops=flops, nbytes=nbytes)
+
+    def _reduction_blocks(self, block: Block) -> tuple[int, int, int]:
+        """Taps and depth of one pass over the rows, and whether the pass copies its part of A first.
+
+        A pass keeps its part of A for one block of rows in half of the first cache. It is copied to convert it, and
+        where its neighbours along depth lie in different cache lines, if there are panels enough to repay the copy.
+        """
+        extent, stride = self.depth
+        scattered = stride != 1 and extent > 1
+        copies = self.a.dtype is not self.out.dtype or (scattered and self.columns > 2 * block.columns)
+        limit = min(COPY_DEPTH, host().first_cache // (2 * block.rows * self.out.dtype.itemsize))
+        if copies or scattered:
+            depth_block = _even(extent, limit)
+            tap_block = max(1, limit // depth_block) if depth_block == extent else 1
+        else:
+            depth_block = _even(extent, limit // min(8, ceil(len(self.taps) ** 0.5)))  # taps overlap
+            tap_block = len(self.taps)
+        return _even(len(self.taps), tap_block), depth_block, int(copies)
+
+
+def _even(extent: int, limit: int) -> int:
+    """Size of the blocks, at most `limit`, that cut `extent` into equal parts."""
+    return max(1, ceil(extent / max(1, ceil(extent / limit))))
+
+
+def _column_groups(panels: int, row_units: int, block: Block, depth: int) -> int:
+    """Groups of panels: as few as let a group of B stay in half of the second cache, more where units are few."""
+    itemsize = 4 if block.element == "f32" else 8
+    fitting = max(1, host().second_cache // (2 * max(depth, 1) * block.columns * itemsize))
+    return min(panels, max(ceil(panels / fitting), ceil(FEW_UNITS / row_units)))
+
+
+def _batch_dims(a: View, b: View, out: View) -> tuple[Dim, ...]:
+    """(extent, stride in a, b and out) of the leading dims."""
+    return tuple(zip(out.shape[:-2], a.strides, b.strides, out.strides, strict=False))
+
+
+def _direct_step(text: str, a: View, b: View, out: View, strides: Dim, extent: int, grain: int, name: str) -> Step:
+    """A step of a kernel that reads a and b where they lie."""
+    batch = _batch_dims(a, b, out)
+    dims = (*out.shape[-2:], a.shape[-1], *strides, len(batch), *sum(batch, ()))
+    nbytes = sum(view.buffer.nbytes for view in (a, b, out))
+    return Step(text, (a, b, out), (2,), dims, extent, grain, name, 2 * out.size * a.shape[-1], nbytes)
+
+
+def _thin_step(a: View, b: View, out: View) -> Step:
+    block = thin_block_for(host(), out.dtype.short)
+    strides = (*a.strides[-2:], b.strides[-2], out.strides[-2])
+    extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
+    return _direct_step(_text("thin_kernel", block), a, b, out, strides, extent, 1, "matmul thin")
+
+
+def _dot_step(a: View, b: View, out: View) -> Step:
+    strides = (a.strides[-2], b.strides[-1], out.strides[-2])
+    text = _text("dot_kernel", block_for(host(), out.dtype.short))
+    return _direct_step(text, a, b, out, strides, out.size, DOT_GRAIN, "matmul dot")
+
+
+def _integer_step(a: View, b: View, out: View) -> Step:
+    strides = (*a.strides[-2:], *b.strides[-2:], out.strides[-2])
+    return _direct_step(_text("integer_kernel"), a, b, out, strides, out.size // out.shape[-1], 1, "matmul integer")
+
+
+def _transposed(view: View) -> View:
+    """The view with its last two dims exchanged."""
+    shape, strides = view.shape, view.strides
+    return replace(view, shape=(*shape[:-2], shape[-1], shape[-2]), strides=(*strides[:-2], strides[-1], strides[-2]))
+
+
+def _text(factory: str, *arguments: object) -> str:
+    """Source of a kernel module that calls one factory of this file."""
+    values = ", ".join(map(repr, arguments))
+    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.gemm import {factory}\n"
+            f"kernel = {factory}({values})\n")
+
+
+def pack_kernel(block: Block, source: str) -> Any:
+    """Kernel of `pack`: units are (product, run of depth); p = b, packed; columns past N become zeros.
+
+    Where N has stride 1, whole rows of b are read, so that the hardware sees them coming.
+    d = K, N, panels, stride of K, stride of N, batch rank, then (extent, stride in b, stride in packed) of each dim.
+    """
+    from core.accel import pointer, simd
+
+    read, write = getattr(pointer, source), getattr(pointer, block.element)
+    at, strided, widen, width = simd.at, simd.strided, simd.widen, block.columns
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        depth, columns, panels, depth_stride, column_stride, rank = d[0], d[1], d[2], d[3], d[4], d[5]
+        batch_dims = at(d, 6)
+        runs = (depth + PACK_DEPTH - 1) // PACK_DEPTH
+        for unit in range(begin, end):
+            product, start = unit // runs, unit % runs * PACK_DEPTH
+            b = at(read(p, 0), strided(batch_dims, rank, 3, 1, product) + start * depth_stride)
+            packed = at(write(p, 1), strided(batch_dims, rank, 3, 2, product) + start * width)
+            count = min(PACK_DEPTH, depth - start)
+            if column_stride == 1:
+                for k in range(count):
+                    for panel in range(panels):
+                        source = at(b, k * depth_stride + panel * width)
+                        target = at(packed, (panel * depth + k) * width)
+                        valid = columns - panel * width
+                        if valid >= width:
+                            for j in range(width):
+                                target[j] = widen(source[j])
+                        else:
+                            for j in range(valid):
+                                target[j] = widen(source[j])
+                            for j in range(valid, width):
+                                target[j] = 0
+            else:
+                for panel in range(panels):
+                    source, target = at(b, panel * width * column_stride), at(packed, panel * depth * width)
+                    valid = min(columns - panel * width, width)
+                    for j in range(valid):
+                        for k in range(count):
+                            target[k * width + j] = widen(source[k * depth_stride + j * column_stride])
+                    for k in range(count):
+                        for j in range(valid, width):
+                            target[k * width + j] = 0
+
+    return kernel
+
+
+def product_kernel(block: Block, source: str) -> Any:
+    """Kernel of `Product`: units are (product, group of panels, block of rows); p = a, packed, out; d as in its step.
+
+    All rows of a call take one part of the reduction before the next, so that its panels stay in the second cache.
+    """
+    from numba import types
+
+    from core.accel import pointer, simd
+
+    read, write = getattr(pointer, source), getattr(pointer, block.element)
+    at, strided, tile = simd.at, simd.strided, simd.tile(block)
+    copy_rows, copy_adjacent, converts = simd.copy_rows(block.rows), simd.copy_adjacent(block), source != block.element
+    table_on_stack = simd.stack(types.int64, 2 * block.rows + COPY_DEPTH)
+    copy_on_stack = simd.stack(simd.FLOATS[block.element], COPY_DEPTH * block.rows)
+    height, width = block.rows, block.columns
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        row_count, columns, depth, depth_stride, row_stride = d[0], d[1], d[2], d[3], d[4]
+        taps, tap_stride, panel_stride, tap_block, depth_block = d[5], d[6], d[7], d[8], d[9]
+        copies, row_blocks, groups, group_panels, row_rank, batch_rank = d[10], d[11], d[12], d[13], d[14], d[15]
+        row_dims = at(d, 16)
+        batch_dims = at(row_dims, 2 * row_rank)
+        tap_offsets = at(batch_dims, 4 * batch_rank)
+        inner, inner_stride = row_dims[2 * row_rank - 2], row_dims[2 * row_rank - 1]
+        adjacent = inner_stride == 1 and row_rank == 1 and not converts
+        offsets, copy = table_on_stack(), copy_on_stack()
+        neighbours, copied_taps = at(offsets, height), at(offsets, 2 * height)
+        for row in range(height):
+            neighbours[row] = row
+        unit = begin
+        while unit < end:
+            group = unit // row_blocks
+            stop = min(end, (group + 1) * row_blocks)
+            product = group // groups
+            first_panel = group % groups * group_panels
+            last_panel = min((columns + width - 1) // width, first_panel + group_panels)
+            a_offset = strided(batch_dims, batch_rank, 4, 1, product)
+            packed = at(write(p, 1), strided(batch_dims, batch_rank, 4, 2, product))
+            out = at(write(p, 2), strided(batch_dims, batch_rank, 4, 3, product))
+            for tap in range(0, taps, tap_block):
+                tap_count = min(tap_block, taps - tap)
+                for start in range(0, max(depth, 1), depth_block):
+                    count = min(depth_block, depth - start)
+                    for tap_index in range(tap_count * copies):
+                        copied_taps[tap_index] = tap_index * count * height
+                    for row_block in range(unit, stop):
+                        first_row = (row_block - group * row_blocks) * height
+                        rows = min(height, row_count - first_row)
+                        position = first_row % inner
+                        for row in range(height):
+                            if row >= rows or (row > 0 and position < inner):
+                                offsets[row] = offsets[row - 1] + (inner_stride if row < rows else 0)
+                            else:
+                                offsets[row] = strided(row_dims, row_rank, 2, 1, first_row + row)
+                                position = first_row % inner if row == 0 else 0
+                            position += 1
+                        part = a_offset + start * depth_stride
+                        if copies != 0:
+                            for tap_index in range(tap_count):
+                                tap_part = part + tap_offsets[tap + tap_index]
+                                target = at(copy, copied_taps[tap_index])
+                                if adjacent:
+                                    source_rows = at(write(p, 0), tap_part + offsets[0])
+                                    copy_adjacent(source_rows, depth_stride, target, count, rows)
+                                else:
+                                    copy_rows(at(read(p, 0), tap_part), offsets, depth_stride, target, count)
+                            a, a_rows, a_stride, a_taps = copy, neighbours, height, copied_taps
+                        else:
+                            a, a_rows, a_stride = at(write(p, 0), part), offsets, depth_stride
+                            a_taps = at(tap_offsets, tap)
+                        for panel in range(first_panel, last_panel):
+                            tile(a, a_rows, a_stride, a_taps, tap_count,
+                                 at(packed, panel * panel_stride + tap * tap_stride + start * width), tap_stride,
+                                 width, count, at(out, first_row * row_stride + panel * width), row_stride, rows,
+                                 columns - panel * width, tap + start)
+            unit = stop
+
+    return kernel
+
+
+def thin_kernel(block: Block) -> Any:
+    """Kernel for few rows, which reads B where it lies; units are (product, chunk of columns); p = a, b, out.
+
+    d = M, N, K, strides of M and K in a, of K in b and of M in out, batch rank, then (extent, a, b, out) of each dim.
+    """
+    from numba import types
+
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, tile = simd.at, simd.strided, simd.tile(block)
+    table_on_stack = simd.stack(types.int64, block.rows + 1)
+    height, width = block.rows, block.columns
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, columns, depth, a_row, a_depth, b_depth, out_row, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
+        batch_dims = at(d, 8)
+        chunks = (columns + width - 1) // width
+        offsets = table_on_stack()
+        origin = at(offsets, height)
+        origin[0] = 0
+        for row in range(height):
+            offsets[row] = min(row, rows - 1) * a_row
+        for unit in range(begin, end):
+            product, first = unit // chunks, unit % chunks * width
+            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product))
+            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + first)
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
+            tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, depth, out, out_row, rows, columns - first, 0)
+
+    return kernel
+
+
+def dot_kernel(block: Block) -> Any:
+    """Kernel for few outputs with long sums, K of stride 1 on both sides; units are elements of out; p = a, b, out.
+
+    d = M, N, K, strides of M in a, of N in b and of M in out, batch rank, then (extent, a, b, out) of each dim.
+    """
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, dot = simd.at, simd.strided, simd.dot(block.element, block.lanes)
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, columns, depth, a_row, b_column, out_row, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
+        batch_dims = at(d, 7)
+        for unit in range(begin, end):
+            product, row, column = unit // (rows * columns), unit // columns % rows, unit % columns
+            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + row * a_row)
+            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + column * b_column)
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + row * out_row)
+            out[column] = dot(a, b, depth)
+
+    return kernel
+
+
+def integer_kernel() -> Any:
+    """Kernel for i8 operands with i32 sums; units are rows of out; p = a, b, out.
+
+    d = M, N, K, strides of M and K in a, of K and N in b and of M in out, batch rank, then (extent, a, b, out).
+    """
+    from core.accel import pointer, simd
+
+    i8, i32, at, strided = pointer.i8, pointer.i32, simd.at, simd.strided
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, columns, depth, a_row, a_depth = d[0], d[1], d[2], d[3], d[4]
+        b_depth, b_column, out_row, rank, batch_dims = d[5], d[6], d[7], d[8], at(d, 9)
+        for unit in range(begin, end):
+            product, row = unit // rows, unit % rows
+            a = at(i8(p, 0), strided(batch_dims, rank, 4, 1, product) + row * a_row)
+            b = at(i8(p, 1), strided(batch_dims, rank, 4, 2, product))
+            out = at(i32(p, 2), strided(batch_dims, rank, 4, 3, product) + row * out_row)
+            for column in range(columns):
+                out[column] = 0
+            for k in range(depth):
+                factor = a[k * a_depth]
+                for column in range(columns):
+                    out[column] += factor * b[k * b_depth + column * b_column]
+
+    return kernel

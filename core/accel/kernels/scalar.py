@@ -1,0 +1,102 @@
+"""Scalar functions that loops call: rounding to bfloat16, conversions, and sums that may be reordered.
+
+Invariant: each gives what the numpy rule of its op gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from core.accel.objects import FASTMATH
+
+OPTIONS: dict[str, Any] = {"fastmath": set(FASTMATH), "error_model": "numpy"}
+
+
+def _bitcast(source: types.Type, target: types.Type, bits: Any) -> Any:
+    @intrinsic
+    def cast(typing_context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], bits)
+
+        return target(source), codegen
+
+    return cast
+
+
+_bits = _bitcast(types.float32, types.uint32, ir.IntType(32))
+_float = _bitcast(types.uint32, types.float32, ir.FloatType())
+
+
+@njit(**OPTIONS)
+def decode_bf16(bits: Any) -> Any:
+    """float32 of bfloat16 bits."""
+    return _float(np.uint32(bits) << np.uint32(16))
+
+
+@njit(**OPTIONS)
+def encode_bf16(value: Any) -> Any:
+    """bfloat16 bits of a float32, to nearest and ties to even; NaN stays a quiet NaN."""
+    bits = _bits(value)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.uint16(quiet if value != value else rounded)
+
+
+@njit(**OPTIONS)
+def round_bf16(value: Any) -> Any:
+    """A float32 rounded to the nearest bfloat16."""
+    return decode_bf16(encode_bf16(value))
+
+
+@njit(fastmath={*FASTMATH, "reassoc"}, error_model="numpy")
+def add_any_order(total: Any, value: Any) -> Any:
+    """A sum whose order the compiler may choose, so that a reduction uses vectors; the order is fixed in the code."""
+    return total + value
+
+
+@njit(**OPTIONS)
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two; NaN if either is."""
+    return a if (a > b) | (a != a) else b
+
+
+@njit(**OPTIONS)
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two; NaN if either is."""
+    return a if (a < b) | (a != a) else b
+
+
+def _below(kind: Any, limit: int) -> Any:
+    """The largest float that is not above an integer."""
+    rounded = kind(limit)
+    return rounded if int(rounded) <= limit else np.nextafter(rounded, kind(0))
+
+
+def _saturating(target: Any, limits: Any) -> Any:
+    low, high64 = float(limits.min), _below(np.float64, limits.max)
+    low32, high32 = np.float32(low), _below(np.float32, limits.max)
+
+    @njit(**OPTIONS)
+    def from_f32(value: Any) -> Any:
+        clipped = low32 if value < low32 else (high32 if value > high32 else value)
+        return target(0) if value != value else target(np.int64(clipped))
+
+    @njit(**OPTIONS)
+    def from_f64(value: Any) -> Any:
+        clipped = low if value < low else (high64 if value > high64 else value)
+        return target(0) if value != value else target(np.int64(clipped))
+
+    return from_f32, from_f64
+
+
+i8_from_f32, i8_from_f64 = _saturating(np.int8, np.iinfo(np.int8))
+i32_from_f32, i32_from_f64 = _saturating(np.int32, np.iinfo(np.int32))
+i64_from_f32, i64_from_f64 = _saturating(np.int64, np.iinfo(np.int64))
+u8_from_f32, u8_from_f64 = _saturating(np.uint8, np.iinfo(np.uint8))
+u16_from_f32, u16_from_f64 = _saturating(np.uint16, np.iinfo(np.uint16))
+u32_from_f32, u32_from_f64 = _saturating(np.uint32, np.iinfo(np.uint32))

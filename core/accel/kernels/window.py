@@ -1,0 +1,375 @@
+"""Kernels over windows and prefixes: window, window_grad, cumsum and argreduce.
+
+Invariant: an adjoint gathers, it never scatters: each element of the result adds up, in row-major order, the windows
+that cover it. So every unit writes only its own row, and any split into threads gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from core.accel.kernels.index import FEATURES, element_name, identity, storage_type
+from core.accel.step import Step, View, contiguous
+from core.engine.dtypes import int32
+from core.engine.errors import ShapeError, compose
+
+Padding = Sequence[tuple[int, int]]
+"""Positions in front of and behind each axis."""
+
+_AXES = 4
+_NUMBERS = 5
+_LANES = 64
+
+
+def _canonical(x: View, size: Sequence[int], stride: Sequence[int], padding: Padding) -> tuple[int, ...]:
+    """The numbers of a window in the form that the kernels take: four axes and channels.
+
+    Neighbouring axes without a window become one; a last one of them becomes the channels; ones go in front.
+
+    Returns
+    -------
+    channels, then for each of the four axes: input extent, output extent, size, stride, padding in front
+    """
+    axes: list[tuple[int, int, int, int, int]] = []
+    previous_slides = True
+    for extent, window, step, (front, behind) in zip(x.shape, size, stride, padding, strict=True):
+        if front < 0 or behind < 0:
+            raise ShapeError(compose("ShapeError in window", [
+                ("padding", str(tuple(padding))), ("rule", "padding must not be negative"), ("hint", "slice instead")]))
+        slides = (window, step, front, behind) != (1, 1, 0, 0)
+        if not slides and not previous_slides:
+            extent *= axes.pop()[0]
+        axes.append((extent, (extent + front + behind - window) // step + 1, window, step, front))
+        previous_slides = slides
+    channels = 1 if previous_slides else axes.pop()[0]
+    if len(axes) > _AXES:
+        raise ShapeError(compose("ShapeError in window", [
+            ("input", str(x.shape)), ("window", str(tuple(size))),
+            ("rule", f"at most {_AXES} axes before the channels, neighbours without a window counting as one"),
+            ("hint", "apply windows over fewer axes one after another")]))
+    axes = [(1, 1, 1, 1, 0)] * (_AXES - len(axes)) + axes
+    return (channels, *(number for axis in axes for number in axis))
+
+
+def _forward(d: Any, axis: int, position: int) -> tuple[int, int]:
+    """The inputs, first and one past the last, that the window of an output covers along an axis."""
+    at = 1 + axis * _NUMBERS
+    extent, size, stride, front = d[at], d[at + 2], d[at + 3], d[at + 4]
+    first = position * stride - front
+    return max(first, 0), min(first + size, extent)
+
+
+def _adjoint(d: Any, axis: int, position: int) -> tuple[int, int]:
+    """The outputs, first and one past the last, whose windows cover an input along an axis."""
+    at = 1 + axis * _NUMBERS
+    extent, size, stride, front = d[at + 1], d[at + 2], d[at + 3], d[at + 4]
+    padded = position + front
+    return (padded - size) // stride + 1 if padded >= size else 0, min(padded // stride + 1, extent)
+
+
+def _place(d: Any, which: int, i0: int, i1: int, i2: int, i3: int) -> int:
+    """Row-major position among the inputs (which = 0), the outputs (1) or within a window (2)."""
+    position: int = ((i0 * d[6 + which] + i1) * d[11 + which] + i2) * d[16 + which] + i3
+    return position
+
+
+def _split(d: Any, which: int, unit: int) -> tuple[int, int, int]:
+    """Positions along the first three axes of a unit."""
+    upper = unit // d[11 + which]
+    return upper // d[6 + which], upper % d[6 + which], unit % d[11 + which]
+
+
+def _import(maker: str, *arguments: str) -> str:
+    listed = ", ".join(f'"{argument}"' for argument in arguments)
+    return f"from core.accel.kernels.window import {maker}\n\nkernel = {maker}({listed})\n"
+
+
+def _units(dims: tuple[int, ...], which: int) -> int:
+    return math.prod(dims[1 + which:1 + which + 3 * _NUMBERS:_NUMBERS])
+
+
+def make_sum(element: str, direction: str) -> Any:
+    """Kernel of sums over windows (``forward``) and of their adjoint; a unit is a row of the output.
+
+    The rows run along the fourth axis.
+    """
+    from core.accel import pointer
+    from core.accel.kernels.vectormath import inlined
+
+    values, zero, place, split = getattr(pointer, element), storage_type(element)(0), inlined(_place), inlined(_split)
+    reach, source, target = (inlined(_forward), 0, 1) if direction == "forward" else (inlined(_adjoint), 1, 0)
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        x, out = values(p, 0), values(p, 1)
+        channels, length = d[0], d[16 + target]
+        for unit in range(begin, end):
+            i0, i1, i2 = split(d, target, unit)
+            (a0, b0), (a1, b1), (a2, b2) = reach(d, 0, i0), reach(d, 1, i1), reach(d, 2, i2)
+            for i3 in range(length):
+                total = (unit * length + i3) * channels
+                for c in range(channels):
+                    out[total + c] = zero
+                a3, b3 = reach(d, 3, i3)
+                for j0 in range(a0, b0):
+                    for j1 in range(a1, b1):
+                        for j2 in range(a2, b2):
+                            for j3 in range(a3, b3):
+                                term = place(d, source, j0, j1, j2, j3) * channels
+                                for c in range(channels):
+                                    out[total + c] += x[term + c]
+
+    return kernel
+
+
+def _above(a: Any, b: Any) -> Any:
+    """Whether a takes the place of b as maximum: greater, or the first not-a-number."""
+    return a > b if a == a else b == b
+
+
+def _below(a: Any, b: Any) -> Any:
+    """Whether a takes the place of b as minimum: lesser, or the first not-a-number."""
+    return a < b if a == a else b == b
+
+
+_BETTER = {"max": _above, "min": _below}
+
+
+def _element_there(y: Any, at: int, code: int) -> Any:
+    return y[at]
+
+
+def _code(y: Any, at: int, code: int) -> np.int32:
+    return np.int32(code)
+
+
+def make_extreme(kind: str, element: str, result: str) -> Any:
+    """Kernel that finds the extreme of each window; a unit is a row of the output along the fourth axis.
+
+    `result` says what it writes there: ``value`` of y, or ``position`` in the window (-1 if it covers no input).
+    """
+    from core.accel import pointer
+    from core.accel.kernels.vectormath import inlined
+
+    values, better = getattr(pointer, element), inlined(_BETTER[kind])
+    results, found, absent = {"value": (values, inlined(_element_there), identity(kind, element)),
+                              "position": (pointer.i32, inlined(_code), np.int32(-1))}[result]
+    reach, place, split = inlined(_forward), inlined(_place), inlined(_split)
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        x, y, best, out = values(p, 0), values(p, 1), values(p, 2), results(p, 3)
+        channels, length = d[0], d[17]
+        for unit in range(begin, end):
+            i0, i1, i2 = split(d, 1, unit)
+            (a0, b0), (a1, b1), (a2, b2) = reach(d, 0, i0), reach(d, 1, i1), reach(d, 2, i2)
+            w0, w1, w2 = i0 * d[4] - d[5], i1 * d[9] - d[10], i2 * d[14] - d[15]
+            row = unit * channels
+            for i3 in range(length):
+                target = (unit * length + i3) * channels
+                a3, b3 = reach(d, 3, i3)
+                w3 = i3 * d[19] - d[20]
+                fresh = True
+                for j0 in range(a0, b0):
+                    for j1 in range(a1, b1):
+                        for j2 in range(a2, b2):
+                            for j3 in range(a3, b3):
+                                at = place(d, 0, j0, j1, j2, j3) * channels
+                                code = place(d, 2, j0 - w0, j1 - w1, j2 - w2, j3 - w3)
+                                for c in range(channels):
+                                    if fresh or better(x[at + c], best[row + c]):
+                                        best[row + c] = x[at + c]
+                                        out[target + c] = found(y, at + c, code)
+                                fresh = False
+                if fresh:
+                    for c in range(channels):
+                        out[target + c] = absent
+
+    return kernel
+
+
+def make_row_extreme(kind: str, element: str) -> Any:
+    """Kernel that finds the index of the extreme of contiguous elements; a unit is a row.
+
+    Lane i goes through elements i, i + 64, ... and keeps its first extreme; then the first of the best lanes wins.
+    """
+    from core.accel import pointer
+    from core.accel.kernels.vectormath import inlined
+
+    values, i32, better = getattr(pointer, element), pointer.i32, inlined(_BETTER[kind])
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        x, best, places, out = values(p, 0), values(p, 1), i32(p, 2), i32(p, 3)
+        count = d[0]
+        for unit in range(begin, end):
+            row, lane = unit * count, unit * _LANES
+            for c in range(min(count, _LANES)):
+                best[lane + c] = x[row + c]
+                places[lane + c] = np.int32(c)
+            for first in range(_LANES, count, _LANES):
+                for c in range(min(count - first, _LANES)):
+                    take = better(x[row + first + c], best[lane + c])
+                    best[lane + c] = x[row + first + c] if take else best[lane + c]
+                    places[lane + c] = np.int32(first + c) if take else places[lane + c]
+            winner = lane
+            for c in range(lane + 1, lane + min(count, _LANES)):
+                equal = not better(best[winner], best[c])
+                if better(best[c], best[winner]) or (equal and places[c] < places[winner]):
+                    winner = c
+            out[unit] = places[winner]
+
+    return kernel
+
+
+def make_chosen(element: str) -> Any:
+    """Kernel of the adjoint of max and min windows; a unit is a row of the input along the fourth axis."""
+    from core.accel import pointer
+    from core.accel.kernels.vectormath import inlined
+
+    values, i32, zero = getattr(pointer, element), pointer.i32, storage_type(element)(0)
+    reach, place, split = inlined(_adjoint), inlined(_place), inlined(_split)
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        positions, ct, out = i32(p, 0), values(p, 1), values(p, 2)
+        channels, length = d[0], d[16]
+        for unit in range(begin, end):
+            i0, i1, i2 = split(d, 0, unit)
+            (a0, b0), (a1, b1), (a2, b2) = reach(d, 0, i0), reach(d, 1, i1), reach(d, 2, i2)
+            for i3 in range(length):
+                target = (unit * length + i3) * channels
+                for c in range(channels):
+                    out[target + c] = zero
+                a3, b3 = reach(d, 3, i3)
+                for j0 in range(a0, b0):
+                    for j1 in range(a1, b1):
+                        for j2 in range(a2, b2):
+                            for j3 in range(a3, b3):
+                                at = place(d, 1, j0, j1, j2, j3) * channels
+                                code = np.int32(place(d, 2, i0 - j0 * d[4] + d[5], i1 - j1 * d[9] + d[10],
+                                                       i2 - j2 * d[14] + d[15], i3 - j3 * d[19] + d[20]))
+                                for c in range(channels):
+                                    out[target + c] += ct[at + c] if positions[at + c] == code else zero
+
+    return kernel
+
+
+def _extreme(x: View, y: View, out: View, kind: str, result: str, dims: tuple[int, ...], name: str) -> Step:
+    units = _units(dims, 1)
+    best = contiguous(x.dtype, (units, dims[0]), f"{name} best")
+    return Step(_import("make_extreme", kind, element_name(x.dtype), result), (x, y, best, out), (2, 3), dims, units,
+                name=name, nbytes=x.size * x.dtype.itemsize + out.size * out.dtype.itemsize)
+
+
+def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], stride: Sequence[int],
+           padding: Padding) -> list[Step]:
+    """Reduce windows that slide over all axes; positions in the padding do not count.
+
+    Parameters
+    ----------
+    x : f32, f64, i32 or i64, contiguous
+    y : type and shape of `x`, contiguous, or None for `x` itself; sums take none
+    out : type of `x`, contiguous; extents ``(extent + front + behind - size) // stride + 1``
+    kind : ``sum``; ``max`` or ``min``: the element of `y` where `x` is extreme in the window, the first in row-major
+        order among equals, not-a-number being more extreme than any number. A window wholly in the padding gives the
+        identity of `kind` (0, the least or the greatest value of the type)
+    size, stride, padding : one entry per axis of `x`; ``1, 1, (0, 0)`` where no window slides
+
+    Raises
+    ------
+    ShapeError
+        If padding is negative or windows slide over too many axes.
+    """
+    dims = _canonical(x, size, stride, padding)
+    if kind != "sum":
+        return [_extreme(x, x if y is None else y, out, kind, "value", dims, f"window_{kind}")]
+    return [Step(_import("make_sum", element_name(x.dtype), "forward"), (x, out), (1,), dims, _units(dims, 1),
+                 name="window_sum", flops=out.size * math.prod(size), nbytes=(x.size + out.size) * x.dtype.itemsize)]
+
+
+def window_grad(x: View, ct: View, out: View, kind: str, size: Sequence[int], stride: Sequence[int],
+                padding: Padding) -> list[Step]:
+    """The adjoint of `window` with respect to y: what each element of y adds to all windows.
+
+    Parameters
+    ----------
+    x : operand of `window`, contiguous; a sum uses its shape only
+    ct : cotangent, shape of the output of `window`, contiguous
+    out : type of `ct`, shape of `x`, contiguous
+    kind, size, stride, padding : as in `window`
+    """
+    dims = _canonical(x, size, stride, padding)
+    element = element_name(ct.dtype)
+    nbytes = (ct.size + out.size) * ct.dtype.itemsize
+    if kind == "sum":
+        return [Step(_import("make_sum", element, "adjoint"), (ct, out), (1,), dims, _units(dims, 0),
+                     name="window_sum_grad", flops=ct.size * math.prod(size), nbytes=nbytes)]
+    positions = contiguous(int32, ct.shape, "window positions")
+    return [_extreme(x, x, positions, kind, "position", dims, f"window_{kind}_positions"),
+            Step(_import("make_chosen", element), (positions, ct, out), (2,), dims, _units(dims, 0),
+                 name=f"window_{kind}_grad", nbytes=nbytes + positions.size * 4)]
+
+
+def argreduce(x: View, out: View, axis: int, kind: str) -> list[Step]:
+    """Index of the extreme along an axis, the first among equals; not-a-number is the most extreme.
+
+    Parameters
+    ----------
+    x : f32, f64, i32 or i64, contiguous, at least one element along `axis`
+    out : i32, contiguous, shape of `x` without `axis` or with extent 1 there
+    axis : 0 .. rank-1
+    kind : ``max`` or ``min``
+    """
+    count = x.shape[axis]
+    if math.prod(x.shape[axis + 1:]) == 1:
+        best = contiguous(x.dtype, (out.size, _LANES), f"arg{kind} best")
+        places = contiguous(int32, (out.size, _LANES), f"arg{kind} places")
+        return [Step(_import("make_row_extreme", kind, element_name(x.dtype)), (x, best, places, out), (1, 2, 3),
+                     (count,), out.size, name=f"arg{kind}", nbytes=x.size * x.dtype.itemsize)]
+    size = tuple(extent if i == axis else 1 for i, extent in enumerate(x.shape))
+    dims = _canonical(x, size, (1,) * len(size), ((0, 0),) * len(size))
+    return [_extreme(x, x, out, kind, "position", dims, f"arg{kind}")]
+
+
+def make_cumsum(element: str, direction: str) -> Any:
+    """Kernel of `cumsum`; a unit is a block of the elements behind the axis."""
+    from core.accel import pointer
+
+    values, backwards = getattr(pointer, element), direction == "backwards"
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        x, out = values(p, 0), values(p, 1)
+        count, inner = d[0], d[1]
+        blocks = (inner + FEATURES - 1) // FEATURES
+        for unit in range(begin, end):
+            row = unit // blocks
+            first = (unit - row * blocks) * FEATURES
+            length = min(inner - first, FEATURES)
+            step = -inner if backwards else inner
+            at = row * count * inner + first + ((count - 1) * inner if backwards else 0)
+            for j in range(length):
+                out[at + j] = x[at + j]
+            for _ in range(1, count):
+                at += step
+                for j in range(length):
+                    out[at + j] = out[at - step + j] + x[at + j]
+
+    return kernel
+
+
+def cumsum(x: View, out: View, axis: int, reverse: bool) -> list[Step]:
+    """Running sums along an axis, in the element's own precision.
+
+    Parameters
+    ----------
+    x : f32, f64, i32 or i64, contiguous
+    out : type and shape of `x`, contiguous
+    axis : 0 .. rank-1
+    reverse : from the last element to the first
+    """
+    count, inner = x.shape[axis], math.prod(x.shape[axis + 1:])
+    units = math.prod(x.shape[:axis]) * -(-inner // FEATURES) if x.size else 0
+    text = _import("make_cumsum", element_name(x.dtype), "backwards" if reverse else "forwards")
+    return [Step(text, (x, out), (1,), (count, inner), units, name="cumsum", flops=x.size,
+                 nbytes=2 * x.size * x.dtype.itemsize)]

@@ -1,0 +1,1 @@
+"""Graph to plan: simplify, fuse, lay out memory."""

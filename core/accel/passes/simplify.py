@@ -1,0 +1,156 @@
+"""Simplify: a graph to an equivalent one with less in it.
+
+Invariant: results keep their bits, except that bfloat16 arithmetic outside loops is spelled out in float32.
+
+Calls are inlined, scans unrolled, equal equations shared, equations nobody needs dropped, trivial ones removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from core.engine import dtypes
+from core.engine.array import Array
+from core.engine.graph import Graph, Value
+from core.engine.ops.control import unroll
+from core.engine.ops.table import TABLE, Op
+from core.engine.trace import Staging, apply, at, call_graph, interpret
+
+_LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "shape", "dynamic", "structural", "random"}
+_TWO_STAGE_SIZE = 1 << 15
+
+
+class _Simplifier(Staging):
+    """Stages equations anew, and finds that some need not be staged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Any, tuple[Array, ...]] = {}
+        self.numbers: dict[Value, float] = {}
+
+    def apply(self, op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array, ...]:
+        if op.name == "call":
+            return tuple(call_graph(params["graph"], inputs))
+        if op.name == "scan":
+            return unroll(inputs, params)
+        if op.name == "all_reduce" and params["group"] is None:
+            return (inputs[0],)
+        if op.family not in _LOOP_FAMILIES and any(array.dtype is dtypes.bfloat16 for array in inputs):
+            return _in_float32(op, inputs, params)
+        trivial = self._trivial(op, inputs, params)
+        if trivial is not None:
+            return (trivial,)
+        if op.name == "scatter_add" and self._number(inputs[0]) == 0 and params["axis"] == 0 and inputs[1].ndim == 1:
+            rows = {"count": inputs[0].shape[0], "kind": "sum"}
+            return (apply(TABLE["segment_reduce"], [inputs[2], inputs[1]], rows),)
+        if op.name == "reduce" and _is_long(inputs[0], params["axes"]):
+            return (_two_stages(inputs[0], params["kind"]),)
+        key = (op, tuple(self.value(array) for array in inputs), _hashable(params))
+        known = self._known.get(key) if key[2] is not None else None
+        if known is None:
+            known = super().apply(op, inputs, params)
+            self._note(op, inputs, known)
+            if key[2] is not None:
+                self._known[key] = known
+        return known
+
+    def _number(self, array: Array) -> float | None:
+        """The number that every element is, if that is known."""
+        return self.numbers.get(self.value(array))
+
+    def _trivial(self, op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> Array | None:
+        """An input that the equation would only copy."""
+        name = op.name
+        if name in ("broadcast", "reshape") and inputs[0].shape == params["shape"]:
+            return inputs[0]
+        if name == "convert" and inputs[0].dtype is params["dtype"]:
+            return inputs[0]
+        if name == "transpose" and params["axes"] == tuple(range(inputs[0].ndim)):
+            return inputs[0]
+        if name == "concat" and len(inputs) == 1:
+            return inputs[0]
+        if name in ("mul", "div", "pow") and self._number(inputs[1]) == 1:
+            return inputs[0]
+        if name == "mul" and self._number(inputs[0]) == 1:
+            return inputs[1]
+        # x + 0 keeps every bit but the sign of -0, x - 0 keeps all.
+        if name in ("add", "sub") and self._number(inputs[1]) == 0:
+            return inputs[0]
+        if name == "add" and self._number(inputs[0]) == 0:
+            return inputs[1]
+        return None
+
+    def _note(self, op: Op, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Carry what is known of numbers through views."""
+        if op.name in ("broadcast", "reshape", "transpose", "slice"):
+            number = self._number(inputs[0])
+            if number is not None:
+                self.numbers[self.value(outputs[0])] = number
+
+
+def _hashable(params: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    items = tuple(sorted(params.items()))
+    try:
+        hash(items)
+    except TypeError:
+        return None
+    return items
+
+
+def _in_float32(op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array, ...]:
+    convert = TABLE["convert"]
+    wide = [apply(convert, [array], {"dtype": dtypes.float32}) if array.dtype is dtypes.bfloat16 else array
+            for array in inputs]
+    results = apply(op, wide, params)
+    return tuple(apply(convert, [array], {"dtype": dtypes.bfloat16}) if array.dtype is dtypes.float32 else array
+                 for array in (results if op.multiple else (results,)))
+
+
+def _is_long(x: Array, axes: tuple[int, ...]) -> bool:
+    return x.ndim >= 2 and len(axes) == x.ndim and x.shape[0] >= 4 and x.size >= _TWO_STAGE_SIZE
+
+
+def _two_stages(x: Array, kind: str) -> Array:
+    """Reduce all axes but the first, then the first, so that the first stage can be shared among threads."""
+    partial = apply(TABLE["reduce"], [x], {"axes": tuple(range(1, x.ndim)), "kind": kind})
+    return apply(TABLE["reduce"], [partial], {"axes": (0,), "kind": kind})  # type: ignore[no-any-return]
+
+
+def simplify(graph: Graph) -> Graph:
+    """An equivalent graph without calls and scans; inputs keep their number, order and avals."""
+    simplifier = _Simplifier()
+    arguments = [simplifier.argument(value.aval) for value in graph.inputs]
+    known: dict[Value, Array] = dict(zip(graph.inputs, arguments, strict=True))
+    for value, constant in graph.constants.items():
+        known[value] = Array(value.aval, constant)
+        if constant.size and constant.dtype.kind in "fiub" and value.aval.dtype is not dtypes.bfloat16:
+            first = constant.reshape(-1)[0]
+            if constant.size == 1 or (constant.size <= 64 and np.all(constant == first)):
+                simplifier.numbers[simplifier.value(known[value])] = float(first)
+    with interpret(simplifier):
+        for equation in graph.equations:
+            inputs = [known[value] for value in equation.inputs]
+            with at(equation.where):
+                results = apply(equation.op, inputs, equation.params)
+            outputs = results if equation.op.multiple else (results,)
+            known.update(zip(equation.outputs, outputs, strict=True))
+    staged = simplifier.graph
+    staged.outputs = [simplifier.value(known[value]) for value in graph.outputs]
+    staged.constants = {simplifier.value(array): array.storage for array in simplifier.captures}
+    return _needed(staged)
+
+
+def _needed(graph: Graph) -> Graph:
+    """The graph without equations and constants that no output depends on."""
+    needed = set(graph.outputs)
+    kept = []
+    for equation in reversed(graph.equations):
+        if any(value in needed for value in equation.outputs) or equation.op.name == "custom_call":
+            kept.append(equation)
+            needed.update(equation.inputs)
+    constants = {value: array for value, array in graph.constants.items() if value in needed}
+    return Graph(graph.inputs, kept[::-1], graph.outputs, constants)
+

@@ -1,0 +1,132 @@
+"""Plan: what runs once, what runs at each call, and where everything lies.
+
+Invariant: a step that reads nothing but constants and held inputs runs once, in the prologue; what it makes is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.accel.lower import AnyStep, HostStep, Lowering
+from core.accel.passes.fuse import fuse
+from core.accel.passes.memory import aligned, lifetimes, place
+from core.accel.passes.simplify import simplify
+from core.accel.step import Buffer, Step, View, contiguous
+from core.engine.backends import Options, Report
+from core.engine.graph import Graph
+
+ARENA, KEPT, FIRST_INPUT = 0, 1, 2
+"""Numbers of the bases; inputs and then outputs follow."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps and addresses of an executable.
+
+    Attributes
+    ----------
+    prologue, body : steps that run once, and at each call
+    base_of : number of the base of each buffer, and its offset there in bytes
+    arena, kept : bytes of working memory, and of what outlives a call
+    constants : places in the kept memory with their content
+    inputs, outputs : views of them
+    """
+
+    prologue: list[AnyStep]
+    body: list[AnyStep]
+    base_of: dict[Buffer, tuple[int, int]]
+    arena: int
+    kept: int
+    constants: list[tuple[int, NDArray[np.uint8]]]
+    inputs: list[View]
+    outputs: list[View]
+    report: Report
+
+
+def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
+    """Simplify, fuse, lower, and place in memory."""
+    graph = simplify(graph)
+    graph.check()
+    nodes = fuse(graph)
+    lowering = Lowering(graph, nodes)
+    for node in nodes:
+        lowering.lower(node)
+    inputs = [lowering.views[value] for value in graph.inputs]
+    outputs = _output_views(graph, lowering)
+    constants = {lowering.views[value].buffer: array for value, array in graph.constants.items()}
+    static = set(constants)
+    if not options.carried:
+        static.update(view.buffer for view in inputs[:options.held])
+    prologue, body = _split(lowering.steps, static, {view.buffer for view in outputs})
+    base_of = {view.buffer: (FIRST_INPUT + number, 0) for number, view in enumerate((*inputs, *outputs))}
+    kept = _place_kept([*constants, *_written(prologue)], base_of)
+    spans = lifetimes([[view.buffer for view in step.operands if view.buffer not in base_of] for step in body])
+    offsets, arena = place(spans)
+    base_of |= {buffer: (ARENA, offset) for buffer, offset in offsets.items()}
+    images = [(base_of[buffer][1], np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+              for buffer, array in constants.items()]
+    report = Report(backend, [_entry(step, layer) for step, layer in zip(lowering.steps, lowering.layers, strict=True)],
+                    {step.name: step.kernel for step in lowering.steps if isinstance(step, Step)}, arena + kept)
+    return Plan(prologue, body, base_of, arena, kept, images, inputs, outputs, report)
+
+
+def _output_views(graph: Graph, lowering: Lowering) -> list[View]:
+    """A row-major buffer of its own for each output."""
+    taken = {lowering.views[value].buffer for value in (*graph.inputs, *graph.constants)}
+    views = []
+    for value in graph.outputs:
+        view = lowering.solid(value)
+        if view.buffer in taken or view.offset or view.size * view.dtype.itemsize != view.buffer.nbytes:
+            view = lowering.copy(view, contiguous(view.dtype, view.shape))
+        taken.add(view.buffer)
+        views.append(view)
+    return views
+
+
+def _split(steps: Sequence[AnyStep], static: set[Buffer], outputs: set[Buffer]) -> tuple[list[AnyStep], list[AnyStep]]:
+    """Steps of the prologue and of the body; `static` grows by what the prologue makes."""
+    writers: dict[Buffer, int] = {}
+    for step in steps:
+        for buffer in {step.operands[place].buffer for place in step.writes}:
+            writers[buffer] = writers.get(buffer, 0) + 1
+    prologue: list[AnyStep] = []
+    body: list[AnyStep] = []
+    for step in steps:
+        written = {step.operands[place].buffer for place in step.writes}
+        read = {view.buffer for view in step.operands} - written
+        pure = not (isinstance(step, HostStep) and step.equation.op.family == "structural")
+        in_body = {view.buffer for other in body for view in (other.operands[place] for place in other.writes)}
+        if pure and read <= static and not written & outputs and not written & in_body:
+            prologue.append(step)
+            if all(writers[buffer] == 1 for buffer in written):
+                static.update(written)
+            else:
+                for buffer in written:
+                    writers[buffer] -= 1
+        else:
+            body.append(step)
+    return prologue, body
+
+
+def _written(steps: Sequence[AnyStep]) -> list[Buffer]:
+    return list(dict.fromkeys(view.buffer for step in steps for view in step.operands))
+
+
+def _place_kept(buffers: Sequence[Buffer], base_of: dict[Buffer, tuple[int, int]]) -> int:
+    """Place buffers that outlive a call one behind the other; gives their bytes."""
+    offset = 0
+    for buffer in buffers:
+        if buffer not in base_of:
+            base_of[buffer] = (KEPT, offset)
+            offset = aligned(offset + buffer.nbytes)
+    return offset
+
+
+def _entry(step: AnyStep, layer: str) -> tuple[str, str, int, int]:
+    if isinstance(step, HostStep):
+        return f"host {step.equation.op.name}", layer, 0, 0
+    return step.name, layer, step.flops, step.nbytes

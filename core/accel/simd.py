@@ -1,0 +1,330 @@
+"""Vector code for kernels: numba intrinsics that emit register-blocked products over LLVM vectors.
+
+Invariant: nothing here knows a shape or a chip; sizes come in as a `Block` and shapes as arguments at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import register_jitable
+
+from core.accel.chips import Block
+from core.accel.pointer import intrinsic
+
+INDEX = ir.IntType(64)
+LANE = ir.IntType(32)
+FLOATS: dict[str, Any] = {"f32": types.float32, "f64": types.float64}
+_LLVM_FLOATS: dict[str, Any] = {"f32": ir.FloatType(), "f64": ir.DoubleType()}
+
+
+class _Vectors:
+    """Emits operations on vectors of `lanes` floats of one type."""
+
+    def __init__(self, builder: Any, element: str, lanes: int) -> None:
+        self.builder = builder
+        self.lanes = lanes
+        self.type = ir.VectorType(_LLVM_FLOATS[element], lanes)
+        self.align = FLOATS[element].bitwidth // 8
+        self.suffix = f"v{lanes}{element}"
+        self.zero = ir.Constant(self.type, None)
+        self.mask_type = ir.VectorType(ir.IntType(1), lanes)
+
+    def _call(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def _pointer(self, pointer: Any) -> Any:
+        return self.builder.bitcast(pointer, self.type.as_pointer())
+
+    def slot(self) -> Any:
+        """A variable for one vector; the optimiser keeps it in a register."""
+        return cgutils.alloca_once(self.builder, self.type)
+
+    def broadcast(self, scalar: Any) -> Any:
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, LANE(0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(LANE, self.lanes), None))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c, rounded once."""
+        return self._call(f"llvm.fma.{self.suffix}", self.type, [a, b, c])
+
+    def mask(self, count: Any, first: int) -> Any:
+        """Lane i is on where first + i < count."""
+        lanes = ir.Constant(ir.VectorType(INDEX, self.lanes), [first + lane for lane in range(self.lanes)])
+        return self.builder.icmp_signed("<", lanes, self.broadcast(count))
+
+    def load(self, pointer: Any, mask: Any = None) -> Any:
+        if mask is None:
+            return self.builder.load(self._pointer(pointer), align=self.align)
+        align = LANE(self.align)
+        return self._call(f"llvm.masked.load.{self.suffix}.p0", self.type,
+                          [self._pointer(pointer), align, mask, self.zero])
+
+    def store(self, value: Any, pointer: Any, mask: Any) -> None:
+        align = LANE(self.align)
+        self._call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), [value, self._pointer(pointer), align, mask])
+
+    def total(self, vector: Any) -> Any:
+        """Sum of the lanes: halves are added until one lane is left."""
+        distance = self.lanes // 2
+        while distance:
+            order = [(lane + distance) % self.lanes for lane in range(self.lanes)]
+            shifted = self.builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(LANE, self.lanes), order))
+            vector = self.builder.fadd(vector, shifted)
+            distance //= 2
+        return self.builder.extract_element(vector, LANE(0))
+
+
+def _choose(builder: Any, value: Any, bounds: Sequence[int], emit: Callable[[int], None]) -> None:
+    """Emit code that runs ``emit(bound)`` for the smallest bound that value does not exceed, else for the largest."""
+    smallest, *larger = sorted(bounds)
+    if not larger:
+        emit(smallest)
+        return
+    with builder.if_else(builder.icmp_signed("<=", value, INDEX(smallest))) as (then, otherwise):
+        with then:
+            emit(smallest)
+        with otherwise:
+            _choose(builder, value, larger, emit)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Values of one call of `tile`, in the order of its arguments."""
+
+    a: Any
+    row_offsets: Any
+    depth_stride: Any
+    tap_offsets: Any
+    taps: Any
+    b: Any
+    tap_stride: Any
+    b_stride: Any
+    depth: Any
+    c: Any
+    c_stride: Any
+    rows: Any
+    columns: Any
+    accumulate: Any
+
+
+def _emit_tile(builder: Any, block: Block, height: int, vectors: int, given: _Operands) -> None:
+    """One register block: load or clear the accumulators, sum over taps and depth, store what is valid."""
+    lanes = _Vectors(builder, block.element, block.lanes)
+    starts = [vector * block.lanes for vector in range(vectors)]
+    masks = [lanes.mask(given.columns, start) for start in starts]
+    b_masks = masks if block.columns_masked else [None] * vectors
+    slots = [[lanes.slot() for _ in starts] for _ in range(height)]
+    last_row = builder.sub(given.rows, INDEX(1))
+    row_offsets = [builder.load(builder.gep(given.row_offsets, [INDEX(row)])) for row in range(height)]
+
+    def c_row(row: Any) -> Any:
+        return builder.gep(given.c, [builder.mul(row, given.c_stride)])
+
+    with builder.if_else(builder.icmp_signed("!=", given.accumulate, INDEX(0))) as (resume, fresh):
+        with resume:
+            for row, row_slots in enumerate(slots):
+                within = builder.icmp_signed("<", INDEX(row), last_row)
+                pointer = c_row(builder.select(within, INDEX(row), last_row))
+                for slot, start, mask in zip(row_slots, starts, masks, strict=True):
+                    builder.store(lanes.load(builder.gep(pointer, [INDEX(start)]), mask), slot)
+        with fresh:
+            for row_slots in slots:
+                for slot in row_slots:
+                    builder.store(lanes.zero, slot)
+
+    with cgutils.for_range(builder, given.taps) as tap:
+        a_tap = builder.gep(given.a, [builder.load(builder.gep(given.tap_offsets, [tap.index]))])
+        b_tap = builder.gep(given.b, [builder.mul(tap.index, given.tap_stride)])
+        with cgutils.for_range(builder, given.depth) as depth:
+            b_row = builder.gep(b_tap, [builder.mul(depth.index, given.b_stride)])
+            b_vectors = [lanes.load(builder.gep(b_row, [INDEX(start)]), mask)
+                         for start, mask in zip(starts, b_masks, strict=True)]
+            a_column = builder.gep(a_tap, [builder.mul(depth.index, given.depth_stride)])
+            for offset, row_slots in zip(row_offsets, slots, strict=True):
+                factor = lanes.broadcast(builder.load(builder.gep(a_column, [offset])))
+                for slot, b_vector in zip(row_slots, b_vectors, strict=True):
+                    builder.store(lanes.fma(factor, b_vector, builder.load(slot)), slot)
+
+    for row, row_slots in enumerate(slots):
+        with builder.if_then(builder.icmp_signed("<", INDEX(row), given.rows)):
+            for slot, start, mask in zip(row_slots, starts, masks, strict=True):
+                lanes.store(builder.load(slot), builder.gep(c_row(INDEX(row)), [INDEX(start)]), mask)
+
+
+def tile(block: Block) -> Any:
+    """A function for kernels that computes one register block of C, at most `block.rows` x `block.columns`:
+
+    ``c[i, j] (+)= sum over t, k of a[row_offsets[i] + tap_offsets[t] + k * depth_stride] * b[t, k, j]``
+
+    It is called ``tile(a, row_offsets, depth_stride, tap_offsets, taps, b, tap_stride, b_stride, depth, c, c_stride,
+    rows, columns, accumulate)``. Strides and offsets count elements; j has stride 1 in b and c. `row_offsets` must
+    hold `block.rows` readable offsets even where `rows` is less. Sums run in the order of t, then k, one fused
+    multiply-add each.
+    """
+    pointer = types.CPointer(FLOATS[block.element])
+    index, offsets = types.int64, types.CPointer(types.int64)
+    arguments = (pointer, offsets, index, offsets, index, pointer, index, index, index, pointer, *[index] * 4)
+    widths = (1, block.vectors) if block.vectors > 1 else (1,)
+
+    @intrinsic
+    def emit(typing_context: Any, a: Any, row_offsets: Any, depth_stride: Any, tap_offsets: Any, taps: Any, b: Any,
+             tap_stride: Any, b_stride: Any, depth: Any, c: Any, c_stride: Any, rows: Any, columns: Any,
+             accumulate: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            given = _Operands(*values)
+
+            def emit_height(height: int) -> None:
+                _choose(builder, given.columns, [width * block.lanes for width in widths],
+                        lambda columns: _emit_tile(builder, block, height, columns // block.lanes, given))
+
+            _choose(builder, given.rows, block.heights, emit_height)
+            return context.get_dummy_value()
+
+        return types.void(*arguments), codegen
+
+    return emit
+
+
+def dot(element: str, lanes: int) -> Any:
+    """A function for kernels, ``dot(a, b, depth)``: the sum of a[k] * b[k], both with stride 1.
+
+    Four vectors of partial sums take turns and are added at the end, always in the same order.
+    """
+    number = FLOATS[element]
+    ways = 4
+
+    @intrinsic
+    def emit(typing_context: Any, a: Any, b: Any, depth: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a_pointer, b_pointer, count = values
+            vectors = _Vectors(builder, element, lanes)
+            slots = [vectors.slot() for _ in range(ways)]
+            for slot in slots:
+                builder.store(vectors.zero, slot)
+            step = INDEX(ways * lanes)
+            whole = builder.sub(count, builder.srem(count, step))
+
+            def add(start: Any, left: Any) -> None:
+                for way, slot in enumerate(slots):
+                    mask = None if left is None else vectors.mask(left, way * lanes)
+                    first = builder.add(start, INDEX(way * lanes))
+                    a_vector = vectors.load(builder.gep(a_pointer, [first]), mask)
+                    b_vector = vectors.load(builder.gep(b_pointer, [first]), mask)
+                    builder.store(vectors.fma(a_vector, b_vector, builder.load(slot)), slot)
+
+            with cgutils.for_range_slice(builder, INDEX(0), whole, step, INDEX) as (start, _):
+                add(start, None)
+            with builder.if_then(builder.icmp_signed("<", whole, count)):
+                add(whole, builder.sub(count, whole))
+            first, second, third, fourth = (builder.load(slot) for slot in slots)
+            return vectors.total(builder.fadd(builder.fadd(first, second), builder.fadd(third, fourth)))
+
+        return number(types.CPointer(number), types.CPointer(number), types.int64), codegen
+
+    return emit
+
+
+def stack(element: types.Type, count: int) -> Any:
+    """A function for kernels, ``stack()``: a pointer to `count` uninitialised elements on the thread's stack."""
+    pointer = types.CPointer(element)
+
+    @intrinsic
+    def emit(typing_context: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            with builder.goto_entry_block():
+                array = builder.alloca(ir.ArrayType(context.get_value_type(element), count))
+                array.align = 64
+            return builder.bitcast(array, context.get_value_type(pointer))
+
+        return pointer(), codegen
+
+    return emit
+
+
+@intrinsic
+def at(typing_context: Any, pointer: Any, offset: Any) -> Any:
+    """``at(pointer, offset)``: the pointer moved on by `offset` elements."""
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.gep(values[0], [values[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@intrinsic
+def widen(typing_context: Any, value: Any) -> Any:
+    """``widen(value)``: bfloat16 bits as float32, exactly; any float as it is."""
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if value != types.uint16:
+            return values[0]
+        bits = builder.shl(builder.zext(values[0], LANE), LANE(16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return (types.float32 if value == types.uint16 else value)(value), codegen
+
+
+@register_jitable
+def strided(dims: Any, rank: int, width: int, operand: int, index: int) -> int:
+    """Offset of the index-th element of a row-major walk over dims of `width` numbers each: extent, then strides."""
+    offset = 0
+    for dim in range(rank - 1, 0, -1):
+        extent = dims[width * dim]
+        offset += index % extent * dims[width * dim + operand]
+        index //= extent
+    return offset + index * dims[operand] if rank else offset
+
+
+def copy_rows(height: int) -> Any:
+    """A function for kernels that lays scattered rows beside each other: ``copy[k, i] = a[offsets[i] + k * stride]``.
+
+    It is called ``copy_rows(a, offsets, stride, copy, depth)`` and copies all `height` rows.
+    """
+    @register_jitable
+    def copy_block(a: Any, offsets: Any, stride: int, copy: Any, depth: int) -> None:
+        if stride == 1:
+            for row in range(height):
+                line, target = at(a, offsets[row]), at(copy, row)
+                for k in range(depth):
+                    target[k * height] = widen(line[k])
+        else:
+            for k in range(depth):
+                line, target = at(a, k * stride), at(copy, k * height)
+                for row in range(height):
+                    target[row] = widen(line[offsets[row]])
+
+    return copy_block
+
+
+def copy_adjacent(block: Block) -> Any:
+    """As `copy_rows` for rows that lie one element apart: ``copy_adjacent(a, stride, copy, depth, rows)``.
+
+    No more than `rows` elements are read at each k; zeros fill the copy up to `block.rows`.
+    """
+    pointer = types.CPointer(FLOATS[block.element])
+
+    @intrinsic
+    def emit(typing_context: Any, a: Any, stride: Any, copy: Any, depth: Any, rows: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            source, along, target, count, valid = values
+            lanes = _Vectors(builder, block.element, block.lanes)
+            starts = range(0, block.rows, block.lanes)
+            read = [lanes.mask(valid, start) for start in starts]
+            written = [lanes.mask(INDEX(block.rows), start) for start in starts]
+            with cgutils.for_range(builder, count) as depth_loop:
+                line = builder.gep(source, [builder.mul(depth_loop.index, along)])
+                place = builder.gep(target, [builder.mul(depth_loop.index, INDEX(block.rows))])
+                for start, readable, writable in zip(starts, read, written, strict=True):
+                    vector = lanes.load(builder.gep(line, [INDEX(start)]), readable)
+                    lanes.store(vector, builder.gep(place, [INDEX(start)]), writable)
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, pointer, types.int64, types.int64), codegen
+
+    return emit

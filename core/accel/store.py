@@ -1,0 +1,214 @@
+"""Object code of kernels, compiled once per machine and kept on disk.
+
+Invariant: an entry is found by a key that covers everything that shapes its code (see `fingerprint`) and is used only
+if its content has the digest in its header, so that it is neither stale nor damaged. A hit never imports numba.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from core.accel import fingerprint, objects
+from core.accel.objects import ObjectCode
+from core.engine.errors import DeviceError, compose
+
+CAPACITY = 512 << 20
+"""Bytes that the entries may take; those used least recently go first."""
+
+_MAGIC = b"tilework kernel 1\n"
+_log = logging.getLogger("tilework.store")
+_started = time.time() - 1.0
+
+
+def address(text: str, function: str = "kernel") -> int:
+    """Native address of a compiled function.
+
+    The code follows numba's raw convention: ``int32 f(void** result, void** exception, ...)``, the function's own
+    arguments behind two scratch slots.
+
+    Parameters
+    ----------
+    text : Python source that defines `function`. It may also define ``SIGNATURE``, a numba signature (otherwise
+        ``pointer.KERNEL``), and ``FASTMATH``, a set of LLVM flags (otherwise ``objects.FASTMATH``)
+    function : name of the function in the text
+
+    Raises
+    ------
+    DeviceError
+        If others may write to the directory of the store, or numba is needed and missing.
+    """
+    return _store().address(text, function)
+
+
+def addresses(texts: Iterable[str]) -> list[int]:
+    """Native addresses of the kernels of several texts, in their order."""
+    return [address(text) for text in texts]
+
+
+class Store:
+    """A directory of object code, and the code that this process has loaded.
+
+    Parameters
+    ----------
+    directory : where entries are kept; made with mode 0700 if missing
+    capacity : bytes that the entries may take together
+
+    Raises
+    ------
+    DeviceError
+        If the directory belongs to another user or others may write to it.
+    OSError
+        If the directory cannot be made.
+    """
+
+    def __init__(self, directory: Path, capacity: int = CAPACITY) -> None:
+        self.directory = directory
+        self.capacity = capacity
+        self._loaded: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
+        _make_private(directory)
+        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release,
+                            after_in_child=self._lock.release)
+
+    def address(self, text: str, function: str = "kernel") -> int:
+        """Native address of a compiled function; see `store.address`."""
+        found = self._loaded.get((text, function))
+        if found is None:
+            with self._lock:
+                found = self._loaded.get((text, function)) or self._load(text, function)
+                self._loaded[text, function] = found
+        return found
+
+    def _load(self, text: str, function: str) -> int:
+        modules = fingerprint.closure(text)
+        key = fingerprint.key(text, function, modules)
+        path = self.directory / f"{key}.kernel"
+        code = _read(path)
+        if code is None:
+            code = objects.compile_text(text, function, f"{function} {key[:12]}")
+            self._keep(path, code, modules)
+        return objects.link(code)
+
+    def _keep(self, path: Path, code: ObjectCode, modules: Iterable[str]) -> None:
+        """Write an entry, unless its code may not belong to its key."""
+        edited = [module for module in modules if fingerprint.source(module).stat().st_mtime > _started]
+        if edited:  # the process may have imported the file before the edit
+            _log.warning("%s is not kept: %s changed after this process began", path.name, ", ".join(edited))
+            return
+        try:
+            _write(path, code)
+            self._prune()
+        except OSError as error:
+            _log.warning("%s is not kept: %s", path.name, error)
+
+    def _prune(self) -> None:
+        """Remove the entries used least recently beyond the capacity, and what killed processes left behind."""
+        entries = []
+        for path in self.directory.iterdir():
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # another process removed it first
+            if path.suffix == ".kernel":
+                entries.append((status.st_mtime_ns, status.st_size, path))
+            elif path.suffix == ".part" and status.st_mtime < time.time() - 3600:
+                path.unlink(missing_ok=True)
+        excess = sum(size for _, size, _ in entries) - self.capacity
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
+
+
+def _read(path: Path) -> ObjectCode | None:
+    """The entry at `path`, marked as used; None if there is none or it is damaged."""
+    try:
+        content = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return None
+    magic, digest, body = content[:len(_MAGIC)], content[len(_MAGIC):len(_MAGIC) + 32], content[len(_MAGIC) + 32:]
+    if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
+        return None
+    symbol, _, code = body.partition(b"\n")
+    return ObjectCode(symbol.decode(), code)
+
+
+def _write(path: Path, code: ObjectCode) -> None:
+    """Put an entry in place in one step: other processes see all of it or nothing."""
+    body = code.symbol.encode() + b"\n" + code.content
+    descriptor, temporary = tempfile.mkstemp(suffix=".part", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(_MAGIC + hashlib.sha256(body).digest() + body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _make_private(directory: Path) -> None:
+    """Make the directory, and refuse it if anybody else could plant code in it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise DeviceError(compose(f"the kernel cache {directory} is not private", [
+            ("found", f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"),
+            ("expected", f"owner {os.getuid()}, no write permission for group and others"),
+            ("rule", "what lies there runs as native code, so only you may write there"),
+            ("hint", f"chmod 700 {directory}, or set TILEWORK_CACHE to a directory of your own"),
+        ]))
+
+
+_default: Store | None = None
+_default_lock = threading.Lock()
+
+
+def _store() -> Store:
+    """The store of this process: in ``$TILEWORK_CACHE``, the user's cache directory, or else a temporary one."""
+    global _default
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                try:
+                    _default = Store(_directory())
+                except (OSError, RuntimeError) as error:  # no place to write, or no home
+                    _default = Store(_temporary())
+                    _log.warning("kernels are kept in %s until the process ends: %s", _default.directory, error)
+    return _default
+
+
+def _directory() -> Path:
+    if chosen := os.environ.get("TILEWORK_CACHE"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        caches = Path.home() / "Library" / "Caches"
+    else:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "tilework" / "kernels"
+
+
+def _temporary() -> Path:
+    """A directory of this process alone; its forked children leave it in place."""
+    directory, owner = Path(tempfile.mkdtemp(prefix="tilework-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(remove)
+    return directory

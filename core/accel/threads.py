@@ -1,0 +1,181 @@
+"""The threads that run plans: one pool per process, asleep when there is nothing to do.
+
+Invariant: results do not depend on the pool. One thread or many, an idle machine or a busy one, the pool free or taken
+by another caller: the same bits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from core.accel import layout, store, walker
+from core.accel.walker import Bases, PlanTable
+from core.engine.errors import ConfigError, compose
+
+MAXIMUM = 256
+_LEAD = "from core.accel.native import LEAD as SIGNATURE, lead\n"
+_WORK = "from core.accel.native import WORK as SIGNATURE, work\n"
+
+
+class Pool:
+    """Threads that run plans together: the caller's and ``threads - 1`` workers.
+
+    Workers start at the first parallel plan. Between plans they spin for about 0.1 ms and then sleep, and those that
+    wake too late for a plan are not waited for.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._lock = threading.Lock()
+        self._control: Any = None
+        self._workers: list[threading.Thread] = []
+
+    def run(self, table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
+        """Run steps of a plan; alone on the calling thread if another caller has the workers."""
+        if not table.parallel or self.threads == 1 or not self._lock.acquire(blocking=False):
+            walker.walk(table, bases, first, last)
+            return
+        try:
+            control = self._control or self._start()
+            _lead()(_scratch, _scratch, control, table.address, bases, first, len(table) if last is None else last)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the workers, once the plan they run is done; later plans run on their callers' threads."""
+        with self._lock:
+            self.threads = 1
+            if self._control is None:
+                return
+            libc, control = ctypes.CDLL(None), self._control
+            mutex, turnstile = (ctypes.byref(control, 8 * word) for word in (layout.MUTEX, layout.TURNSTILE))
+            libc.pthread_mutex_lock(mutex)
+            control[layout.JOB] = -1
+            libc.pthread_cond_broadcast(turnstile)
+            libc.pthread_mutex_unlock(mutex)
+            for worker in self._workers:
+                worker.join()
+            self._control, self._workers = None, []
+
+    def abandon(self) -> None:
+        """In a forked child: begin anew, since the parent's workers are not here and its lock may never be freed."""
+        self._lock = threading.Lock()
+        self._control, self._workers = None, []
+
+    def _start(self) -> Any:
+        libc = ctypes.CDLL(None)
+        control = (ctypes.c_int64 * (layout.CLAIMS + self.threads * layout.LINE))()
+        control[layout.THREADS] = self.threads
+        libc.pthread_mutex_init(ctypes.byref(control, 8 * layout.MUTEX), None)
+        libc.pthread_cond_init(ctypes.byref(control, 8 * layout.TURNSTILE), None)
+        _lead()
+        self._workers = [threading.Thread(target=_work(), args=(_scratch, _scratch, control, number), daemon=True,
+                                          name=f"tilework-{number}") for number in range(1, self.threads)]
+        for worker in self._workers:
+            worker.start()
+        self._control = control
+        return control
+
+
+_scratch = (ctypes.c_void_p * 2)()
+
+
+@functools.cache
+def _lead() -> Callable[..., int]:
+    kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 2)
+    return kind(store.address(_LEAD, "lead"))
+
+
+@functools.cache
+def _work() -> Callable[..., int]:
+    kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3, ctypes.c_int64)
+    return kind(store.address(_WORK, "work"))
+
+
+_shared: Pool | None = None
+_shared_lock = threading.Lock()
+
+
+def pool() -> Pool:
+    """The pool of this process, with `TILEWORK_THREADS` threads unless `set_threads` said otherwise."""
+    global _shared
+    if _shared is None:
+        with _shared_lock:
+            _shared = _shared or Pool(_configured())
+    return _shared
+
+
+def set_threads(count: int) -> None:
+    """Run plans on `count` threads from now on, the caller's included.
+
+    Raises
+    ------
+    ConfigError
+        If `count` is not in 1..256.
+    """
+    global _shared
+    fresh = Pool(_checked(count, "set_threads"))
+    with _shared_lock:
+        former, _shared = _shared, fresh
+    if former is not None:
+        former.close()
+
+
+def run(table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
+    """Run the steps of a plan from `first` to before `last` (by default all) on the threads of this process.
+
+    The GIL is free meanwhile. Any number of Python threads may call at once: one of them gets the workers, the others
+    run their plans alone. An interrupt from the keyboard waits for the end of the plan.
+    """
+    pool().run(table, bases, first, last)
+
+
+def usable_cores() -> int:
+    """Cores that the system lets this process use."""
+    with contextlib.suppress(AttributeError):  # Linux alone has it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _configured() -> int:
+    chosen = os.environ.get("TILEWORK_THREADS", "auto")
+    if chosen == "auto":
+        return min(usable_cores(), MAXIMUM)
+    return _checked(chosen, "TILEWORK_THREADS")
+
+
+def _checked(count: int | str, origin: str) -> int:
+    try:
+        number = int(count)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MAXIMUM:
+        raise ConfigError(compose(f"{origin} cannot be {count!r}", [
+            ("expected", f"a number of threads in 1..{MAXIMUM}, or auto in TILEWORK_THREADS"),
+            ("hint", f"this process may use {usable_cores()} cores"),
+        ]))
+    return number
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    if _shared is not None:
+        _shared.abandon()
+
+
+def _close() -> None:
+    """At the end of the interpreter, before the memory that workers look at goes away."""
+    if _shared is not None:
+        _shared.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_close)

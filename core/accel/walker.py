@@ -1,0 +1,157 @@
+"""Plans as tables, and the compiled walker that runs them on one thread.
+
+Invariant: a table never changes after it is built. What differs from call to call, the addresses of inputs and outputs,
+comes with the call as `bases`, and the table refers to it by number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.accel import store
+from core.accel.layout import (
+    DIMS_START,
+    ENDS_SERIAL_RUN,
+    EXTENT,
+    FUNCTION,
+    GRAIN,
+    MAXIMUM_OPERANDS,
+    OPERANDS_START,
+    OPERANDS_STOP,
+    PIECES,
+    STEP_WORDS,
+)
+from core.accel.step import Buffer, Step
+
+Bases = ctypes.Array[ctypes.c_size_t]
+"""Addresses of the arena, the constants, the inputs and the outputs, in the order that a table's `base_of` numbers."""
+
+_SMALL = 4e-6
+_PIECE = 40e-6
+_MAXIMUM_PIECES = 4
+_FLOPS_PER_SECOND = 20e9
+_BYTES_PER_SECOND = 10e9
+
+
+def bases(count: int) -> Bases:
+    """Room for `count` base addresses; set them by index, as integers."""
+    return (ctypes.c_size_t * count)()
+
+
+def estimate(step: Step) -> float:
+    """Seconds that a step takes one thread, roughly: the greater of its arithmetic and its memory traffic."""
+    traffic = step.nbytes or sum(min(view.size * view.dtype.itemsize, view.buffer.nbytes) for view in step.operands)
+    return max(step.flops / _FLOPS_PER_SECOND, traffic / _BYTES_PER_SECOND)
+
+
+def is_small(step: Step) -> bool:
+    """Whether a step takes less than about twice what it costs to share it among threads."""
+    return estimate(step) < _SMALL
+
+
+@dataclass(frozen=True, eq=False)
+class PlanTable:
+    """The steps of a plan as the compiled walker reads them.
+
+    Attributes
+    ----------
+    steps : i64[step, field], the fields that `layout` names
+    operands : i64[operand, 2], number of the base and offset in bytes; a step has a range of rows
+    dims : i64[dim], a step has a range of them
+    parallel : whether any step is shared among threads
+    address : where the compiled walker finds the three arrays
+    """
+
+    steps: NDArray[np.int64]
+    operands: NDArray[np.int64]
+    dims: NDArray[np.int64]
+    parallel: bool = field(init=False)
+    address: int = field(init=False)
+    _pointers: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pointers = (ctypes.c_void_p * 3)(*(array.ctypes.data for array in (self.steps, self.operands, self.dims)))
+        for array in (self.steps, self.operands, self.dims):
+            array.flags.writeable = False
+        object.__setattr__(self, "parallel", bool((self.steps[:, PIECES] > 0).any()))
+        object.__setattr__(self, "address", ctypes.addressof(pointers))
+        object.__setattr__(self, "_pointers", pointers)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @staticmethod
+    def build(steps: Sequence[Step], base_of: Mapping[Buffer, tuple[int, int]],
+              serial: Callable[[Step], bool] = is_small) -> PlanTable:
+        """The table of `steps`; compiles or loads their kernels.
+
+        Parameters
+        ----------
+        steps : in the order in which they run
+        base_of : for each buffer the number of its base and its offset from there, in bytes
+        serial : whether a step stays on one thread
+
+        Raises
+        ------
+        KeyError
+            If `base_of` lacks a buffer.
+        ValueError
+            If a step has more than ``layout.MAXIMUM_OPERANDS`` operands, or a grain below 1.
+        """
+        kernels = list(dict.fromkeys(step.kernel for step in steps))
+        functions = dict(zip(kernels, store.addresses(kernels), strict=True))
+        rows = np.zeros((len(steps), STEP_WORDS), np.int64)
+        operands: list[tuple[int, int]] = []
+        dims: list[int] = []
+        for row, step in zip(rows, steps, strict=True):
+            _check(step)
+            row[FUNCTION] = functions[step.kernel]
+            row[OPERANDS_START] = len(operands)
+            row[DIMS_START] = len(dims)
+            row[EXTENT] = step.extent
+            row[GRAIN] = step.grain
+            row[PIECES] = 0 if step.extent <= step.grain or serial(step) else _pieces(step)
+            for view in step.operands:
+                base, offset = base_of[view.buffer]
+                operands.append((base, offset + view.offset * view.dtype.itemsize))
+            dims.extend(step.dims)
+            row[OPERANDS_STOP] = len(operands)
+        alone = rows[:, PIECES] == 0
+        rows[:-1, ENDS_SERIAL_RUN] = alone[:-1] & ~alone[1:]
+        return PlanTable(rows, np.array(operands, np.int64).reshape(-1, 2), np.array(dims, np.int64))
+
+
+def _check(step: Step) -> None:
+    if len(step.operands) > MAXIMUM_OPERANDS:
+        raise ValueError(f"step {step.name!r} has {len(step.operands)} operands; at most {MAXIMUM_OPERANDS} fit")
+    if step.grain < 1:
+        raise ValueError(f"step {step.name!r} has grain {step.grain}; the least is 1")
+
+
+def _pieces(step: Step) -> int:
+    """Pieces per thread: several for long steps, so that others can take over from a thread that is put aside."""
+    return min(max(int(estimate(step) / _PIECE), 1), _MAXIMUM_PIECES)
+
+
+def walk(table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
+    """Run the steps from `first` to before `last` (by default all) on the calling thread, without the GIL."""
+    _walk()(_scratch, _scratch, table.address, bases, first, len(table) if last is None else last)
+
+
+WALK = "from core.accel.native import WALK as SIGNATURE, walk\n"
+"""Text of the walker, for code that calls it natively."""
+
+_scratch = (ctypes.c_void_p * 2)()
+
+
+@functools.cache
+def _walk() -> Callable[..., int]:
+    kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
+    return kind(store.address(WALK, "walk"))

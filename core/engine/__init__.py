@@ -1,0 +1,1 @@
+"""What a model is: arrays, ops, tracing, gradients, modules, layers, training."""

@@ -1,0 +1,266 @@
+"""Array: a value with a dtype and a static shape, concrete or being traced; behaves like a numpy array.
+
+Invariant: an Array never changes. A concrete one holds a read-only numpy array, a traced one a graph value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.engine import dtypes
+from core.engine.dtypes import DType, as_dtype
+from core.engine.errors import ShapeError, TraceError
+from core.engine.graph import Aval, Value
+
+Scalar = bool | int | float
+
+
+class Array:
+    """A value of the engine.
+
+    Attributes
+    ----------
+    aval : dtype and shape
+    data : numpy storage array (bfloat16 as uint16) if concrete, graph value if traced
+    trace : the trace it belongs to, or None if concrete
+    """
+
+    __slots__ = ("aval", "data", "trace")
+    __array_priority__ = 1000
+
+    def __init__(self, aval: Aval, data: Any, trace: Any = None) -> None:
+        self.aval = aval
+        self.data = data
+        self.trace = trace
+
+    @property
+    def dtype(self) -> DType:
+        return self.aval.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aval.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.aval.shape)
+
+    @property
+    def size(self) -> int:
+        return self.aval.size
+
+    @property
+    def is_traced(self) -> bool:
+        return self.trace is not None
+
+    @property
+    def value(self) -> Value:
+        """The graph value of a traced array."""
+        assert isinstance(self.data, Value)
+        return self.data
+
+    @property
+    def storage(self) -> NDArray[Any]:
+        """The numpy storage of a concrete array; raises `TraceError` while tracing."""
+        if self.is_traced:
+            raise TraceError(f"the value of {self.aval} is not known while it is traced; use select, scan or arithmetic "
+                             f"instead of Python's if, for and float()")
+        return self.data  # type: ignore[no-any-return]
+
+    def numpy(self) -> NDArray[Any]:
+        """A numpy array of the values; bfloat16 comes as float32."""
+        return dtypes.decode_bfloat16(self.storage) if self.dtype is dtypes.bfloat16 else self.storage
+
+    def item(self) -> Any:
+        """The value of an array of one element as a Python scalar."""
+        return self.numpy().item()
+
+    def astype(self, dtype: Any) -> Array:
+        return _ops().convert(self, dtype=as_dtype(dtype))  # type: ignore[no-any-return]
+
+    def reshape(self, *shape: Any) -> Array:
+        target = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        return _ops().reshape(self, shape=_fill_in(self, tuple(target)))  # type: ignore[no-any-return]
+
+    def transpose(self, *axes: Any) -> Array:
+        order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+        return _ops().transpose(self, axes=tuple(order) or tuple(reversed(range(self.ndim))))  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Array:
+        return self.transpose()
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Array:
+        return _ops().sum(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Array:
+        return _ops().mean(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Array:
+        return _ops().amax(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Array:
+        return _ops().amin(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("an array without axes has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"Array({self.aval}, traced)" if self.is_traced else f"Array({self.aval}, {self.numpy()!r})"
+
+    def __getitem__(self, index: Any) -> Array:
+        return _ops().index(self, index)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Array:
+        return _ops().neg(self)  # type: ignore[no-any-return]
+
+    def __abs__(self) -> Array:
+        return _ops().abs(self)  # type: ignore[no-any-return]
+
+    def __add__(self, other: Any) -> Array:
+        return _ops().add(self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Array:
+        return _ops().add(other, self)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Array:
+        return _ops().sub(self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Array:
+        return _ops().sub(other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Array:
+        return _ops().mul(self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Array:
+        return _ops().mul(other, self)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Array:
+        return _ops().div(self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Array:
+        return _ops().div(other, self)  # type: ignore[no-any-return]
+
+    def __pow__(self, other: Any) -> Array:
+        if type(other) is int and other == 2:
+            return self * self
+        return _ops().pow(self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Array:
+        return _ops().pow(other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Array:
+        return _ops().matmul(self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Array:
+        return _ops().matmul(other, self)  # type: ignore[no-any-return]
+
+    def __lt__(self, other: Any) -> Array:
+        return _ops().compare(self, other, kind="lt")  # type: ignore[no-any-return]
+
+    def __le__(self, other: Any) -> Array:
+        return _ops().compare(self, other, kind="le")  # type: ignore[no-any-return]
+
+    def __gt__(self, other: Any) -> Array:
+        return _ops().compare(self, other, kind="gt")  # type: ignore[no-any-return]
+
+    def __ge__(self, other: Any) -> Array:
+        return _ops().compare(self, other, kind="ge")  # type: ignore[no-any-return]
+
+    def __eq__(self, other: Any) -> Array:  # type: ignore[override]
+        return _ops().compare(self, other, kind="eq")  # type: ignore[no-any-return]
+
+    def __ne__(self, other: Any) -> Array:  # type: ignore[override]
+        return _ops().compare(self, other, kind="ne")  # type: ignore[no-any-return]
+
+    def __and__(self, other: Any) -> Array:
+        return _ops().logical_and(self, other)  # type: ignore[no-any-return]
+
+    def __or__(self, other: Any) -> Array:
+        return _ops().logical_or(self, other)  # type: ignore[no-any-return]
+
+    def __invert__(self) -> Array:
+        return _ops().logical_not(self)  # type: ignore[no-any-return]
+
+    __hash__ = object.__hash__
+
+
+def _ops() -> Any:
+    """The functions of the op table; imported late because they are written with arrays."""
+    from core.engine import ops
+
+    return ops
+
+
+def _fill_in(array: Array, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Replace one -1 by the extent that keeps the size."""
+    if -1 not in shape:
+        return tuple(int(extent) for extent in shape)
+    known = 1
+    for extent in shape:
+        known *= extent if extent != -1 else 1
+    if shape.count(-1) > 1 or known == 0 or array.size % known:
+        raise ShapeError(f"ShapeError in reshape: {array.aval} does not fill the shape {shape}")
+    return tuple(array.size // known if extent == -1 else int(extent) for extent in shape)
+
+
+def as_array(value: Any, dtype: Any = None) -> Array:
+    """An Array of an Array, a numpy array, or Python numbers (floats become f32, integers i32).
+
+    Raises
+    ------
+    TypeError
+        If the value has no dtype of the engine.
+    """
+    if isinstance(value, Array):
+        return value if dtype is None or value.dtype is as_dtype(dtype) else value.astype(dtype)
+    if dtype is None and not isinstance(value, np.ndarray | np.generic):
+        value = np.asarray(value)
+        dtype = {"f": dtypes.float32, "i": dtypes.int32, "b": dtypes.bool_}.get(value.dtype.kind)
+    if dtype is not None and as_dtype(dtype) is dtypes.bfloat16:
+        bits = dtypes.encode_bfloat16(np.asarray(value, np.float32))
+        return Array(Aval(dtypes.bfloat16, bits.shape), bits)
+    storage = np.asarray(value, None if dtype is None else as_dtype(dtype).storage)
+    return Array(Aval(as_dtype(storage.dtype), storage.shape), storage)
+
+
+def array(value: Any, dtype: Any = None) -> Array:
+    """An Array of a copy of these values."""
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+    return as_array(value, dtype)
+
+
+_RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
+
+
+def promote(*values: Any) -> tuple[Array, ...]:
+    """Arrays of one dtype: the widest of the highest kind (bool, integer, float); Python numbers adapt to the arrays."""
+    arrays = [value if isinstance(value, Array) else as_array(value)
+              for value in values if not isinstance(value, Scalar) or isinstance(value, np.generic)]
+    if not arrays:
+        arrays = [as_array(value) for value in values]
+    dtype = max((array.dtype for array in arrays), key=lambda dtype: (_RANK[dtype.kind], dtype.itemsize))
+    if dtype.kind != "float" and any(type(value) is float for value in values):
+        dtype = dtypes.float32
+    if dtype.kind == "bool" and any(type(value) is int for value in values):
+        dtype = dtypes.int32
+    return tuple(as_array(value, dtype) for value in values)

@@ -1,0 +1,91 @@
+"""Backends by name: what turns a graph into something that runs.
+
+Invariant: this is the one file of the engine that reaches `core.accel`, by name and only when a backend is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from core.engine.errors import DeviceError
+from core.engine.graph import Graph
+
+MODULES = {"reference": "core.accel.reference", "null": "core.accel.null", "cpu": "core.accel.cpu"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a graph is compiled.
+
+    Attributes
+    ----------
+    held : this many leading inputs are held by the executable between calls
+    carried : whether the leading outputs, as many, replace what is held at each call
+    """
+
+    held: int = 0
+    carried: bool = False
+
+
+@dataclass
+class Report:
+    """What an executable is made of; times and sizes are estimates of the plan, not measurements.
+
+    Attributes
+    ----------
+    steps : one ``(name, layer, flops, bytes)`` a step
+    sources : text of the generated kernels by name
+    arena : bytes of working memory
+    """
+
+    backend: str
+    steps: list[tuple[str, str, int, int]] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
+    arena: int = 0
+
+    @property
+    def flops(self) -> int:
+        return sum(step[2] for step in self.steps)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(step[3] for step in self.steps)
+
+
+class Executable(Protocol):
+    """A compiled graph."""
+
+    report: Report
+
+    def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Take copies of the held inputs."""
+
+    def held(self) -> list[NDArray[Any]]:
+        """Copies of the held inputs as they are now."""
+
+    def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run on storage arrays, the held ones left out; gives fresh arrays, carried ones left out."""
+
+
+class Backend(Protocol):
+    """One small protocol over whole graphs."""
+
+    def compile(self, graph: Graph, options: Options) -> Executable: ...
+
+
+def backend(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises
+    ------
+    DeviceError
+        If there is none.
+    """
+    if name not in MODULES:
+        raise DeviceError(f"no device {name!r}; this installation has {', '.join(MODULES)}")
+    return importlib.import_module(MODULES[name]).BACKEND  # type: ignore[no-any-return]

@@ -1,0 +1,163 @@
+"""jit and bind: trace a function once for each signature, compile it, and call the executable.
+
+Invariant: a jitted function gives what the function gives; inside another trace it becomes a `call` of its graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.engine import tree
+from core.engine.array import Array, as_array
+from core.engine.backends import Executable, Options, Report, backend
+from core.engine.errors import ShapeError
+from core.engine.graph import Aval, Graph
+from core.engine.ops.control import call
+from core.engine.trace import Traced, is_staging, trace
+
+DEFAULT_DEVICE = "cpu"
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    executable: Executable
+    structure: tree.Structure
+    outputs: tuple[Aval, ...]
+
+
+def close(traced: Traced) -> Graph:
+    """A graph without captures: concrete arrays that the function closed over become constants."""
+    graph = traced.graph
+    count = len(graph.inputs) - len(traced.captures)
+    constants = dict(graph.constants)
+    for value, captured in zip(graph.inputs[count:], traced.captures, strict=True):
+        constants[value] = captured.storage
+    return Graph(graph.inputs[:count], graph.equations, graph.outputs, constants)
+
+
+class Jitted:
+    """A function that is compiled for the avals it is called with; see `jit`."""
+
+    def __init__(self, function: Callable[..., Any], device: str) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.device = device
+        self._compiled: dict[Any, _Compiled] = {}
+        self._lock = threading.Lock()
+
+    def trace(self, *arguments: Any) -> Traced:
+        """The graph for arguments like these."""
+        leaves, structure = tree.flatten(arguments)
+        return trace(self.function, [as_array(leaf).aval for leaf in leaves], structure)
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, structure = tree.flatten(arguments)
+        arrays = [as_array(leaf) for leaf in leaves]
+        if is_staging():
+            traced = trace(self.function, [array.aval for array in arrays], structure)
+            return tree.unflatten(traced.structure, call(*arrays, *traced.captures, graph=traced.graph))
+        compiled = self._compile(arrays, structure, Options())
+        return _wrap(compiled, compiled.executable([array.storage for array in arrays]), 0)
+
+    def report(self, *arguments: Any) -> Report:
+        """What the executable for arguments like these is made of."""
+        leaves, structure = tree.flatten(arguments)
+        return self._compile([as_array(leaf) for leaf in leaves], structure, Options()).executable.report
+
+    def bind(self, first: Any, update: bool = False) -> Program:
+        """A Program that owns the memory of the first argument.
+
+        Parameters
+        ----------
+        first : tree of arrays, such as the parameters of a model
+        update : the function gives ``(new_first, result)`` and each call replaces what is owned
+        """
+        return Program(self, first, update)
+
+    def _compile(self, arrays: Sequence[Array], structure: tree.Structure, options: Options) -> _Compiled:
+        key = (structure, tuple(array.aval for array in arrays), options)
+        with self._lock:
+            known = self._compiled.get(key)
+            if known is None:
+                traced = trace(self.function, [array.aval for array in arrays], structure)
+                graph = close(traced)
+                known = _Compiled(backend(self.device).compile(graph, options), traced.structure,
+                                  tuple(value.aval for value in graph.outputs))
+                self._compiled[key] = known
+            return known
+
+
+def _wrap(compiled: _Compiled, results: Sequence[Any], skip: int) -> Any:
+    arrays = [Array(aval, result) for aval, result in zip(compiled.outputs[skip:], results, strict=True)]
+    structure = compiled.structure.children[1] if skip else compiled.structure
+    return tree.unflatten(structure, arrays)
+
+
+class Program:
+    """A jitted function bound to its first argument, whose memory it owns.
+
+    A call with new shapes compiles (or re-plans) once; what is owned moves along. One thread calls at a time.
+    """
+
+    def __init__(self, jitted: Jitted, first: Any, update: bool) -> None:
+        leaves, self._structure = tree.flatten(first)
+        self._arrays = [as_array(leaf) for leaf in leaves]
+        self._jitted = jitted
+        self._options = Options(held=len(leaves), carried=update)
+        self._holder: _Compiled | None = None
+
+    def __call__(self, *rest: Any) -> Any:
+        leaves, structure = tree.flatten(rest)
+        arrays = [as_array(leaf) for leaf in leaves]
+        names = ("0", *(str(index + 1) for index in range(len(rest))))
+        whole = tree.Structure(tuple, None, names, (self._structure, *structure.children))
+        compiled = self._jitted._compile([*self._arrays, *arrays], whole, self._options)
+        if compiled is not self._holder:
+            self._check(compiled)
+            compiled.executable.hold([array.storage for array in tree.leaves(self.value)])
+            self._holder = compiled
+        return _wrap(compiled, compiled.executable([array.storage for array in arrays]),
+                     len(self._arrays) if self._options.carried else 0)
+
+    @property
+    def value(self) -> Any:
+        """The first argument as it is now."""
+        if self._holder is not None and self._options.carried:
+            storages = self._holder.executable.held()
+            self._arrays = [Array(array.aval, storage) for array, storage in zip(self._arrays, storages, strict=True)]
+        return tree.unflatten(self._structure, self._arrays)
+
+    @property
+    def report(self) -> Report:
+        """What the executable of the last call is made of."""
+        if self._holder is None:
+            raise ShapeError("this program has no shapes yet; call it once")
+        return self._holder.executable.report
+
+    def _check(self, compiled: _Compiled) -> None:
+        if not self._options.carried:
+            return
+        given = compiled.structure.children
+        if len(given) != 2 or given[0] != self._structure:
+            raise ShapeError("a bound function with update=True must give (new_first, result), new_first of the tree that "
+                             "was bound")
+        for aval, array in zip(compiled.outputs, self._arrays, strict=False):
+            if aval != array.aval:
+                raise ShapeError(f"a bound function must keep the avals it updates: {array.aval} became {aval}")
+
+
+def jit(function: Callable[..., Any] | None = None, *, device: str = DEFAULT_DEVICE) -> Any:
+    """Compile a pure function of trees of arrays; usable as a decorator.
+
+    Parameters
+    ----------
+    function : pure; shapes are static, so that a new shape traces and plans again
+    device : name of a backend
+    """
+    if function is None:
+        return lambda function: Jitted(function, device)
+    return Jitted(function, device)

@@ -1,0 +1,187 @@
+"""Matrix products against numpy in float64, whole and in pieces."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stepping import Memory
+
+from core.accel import chips
+from core.accel.kernels import gemm
+from core.engine import dtypes
+
+SHAPES = [  # batch, M, K, N
+    ((), 1, 1, 1), ((), 14, 3, 32), ((), 15, 7, 33), ((), 13, 40, 31), ((), 28, 64, 64), ((), 4, 4, 4),
+    ((), 1, 300, 300), ((), 3, 70, 130), ((), 5, 20, 700), ((), 64, 300, 1), ((), 2, 300, 64), ((), 64, 1, 300),
+    ((), 29, 1100, 45), ((), 300, 64, 1), ((), 33, 0, 5), ((), 2, 0, 3), ((), 0, 4, 4), ((), 4, 4, 0),
+    ((3,), 16, 24, 40), ((2, 3), 7, 9, 5), ((2, 1, 2), 1, 17, 19), ((0,), 3, 3, 3),
+]
+
+
+def product(a, b, dtype=None, pieces=1):
+    """a @ b by the kernels, into NaN."""
+    memory = Memory()
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = memory.garbage((*batch, a.shape[-2], b.shape[-1]), dtype or a.dtype)
+    out.fill(np.nan if out.dtype.kind == "f" else -77)
+    views = []
+    for array in (a, b):
+        view = memory.view(np.broadcast_to(array, (*batch, *array.shape[-2:])))
+        views.append(replace(view, dtype=dtypes.bfloat16) if array.dtype == np.uint16 else view)
+    memory.run(gemm.matmul(*views, memory.view(out)), pieces)
+    return out
+
+
+def assert_product(a, b, **options):
+    """The product is right to rounding, and has the same bits in one, two and seven pieces."""
+    found = product(a, b, **options)
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    bound = (np.abs(a64) @ np.abs(b64)) * np.finfo(found.dtype).eps * (a.shape[-1] + 1)
+    assert (np.abs(found - a64 @ b64) <= bound).all()
+    for pieces in (2, 7):
+        assert found.tobytes() == product(a, b, pieces=pieces, **options).tobytes()
+
+
+def laid_out(array, layout):
+    """The same values with other strides in memory."""
+    if layout == "transposed":
+        return np.ascontiguousarray(array.swapaxes(-1, -2)).swapaxes(-1, -2)
+    if layout == "gapped":
+        gapped = np.zeros([2 * extent + 1 for extent in array.shape], array.dtype)
+        gapped[tuple(slice(0, 2 * extent, 2) for extent in array.shape)] = array
+        return gapped[tuple(slice(0, 2 * extent, 2) for extent in array.shape)]
+    if layout == "reversed":
+        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
+    return array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layouts", [("plain", "plain"), ("transposed", "plain"), ("plain", "transposed"),
+                                     ("gapped", "reversed")], ids=" ".join)
+def test_shapes(dtype, layouts):
+    rng = np.random.default_rng(0)
+    for batch, m, k, n in SHAPES:
+        a = laid_out(rng.standard_normal((*batch, m, k)).astype(dtype), layouts[0])
+        b = laid_out(rng.standard_normal((*batch, k, n)).astype(dtype), layouts[1])
+        assert_product(a, b)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_shapes_and_strides(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(15):
+        batch = tuple(rng.integers(1, 4, rng.integers(0, 3)))
+        m, k, n = (int(rng.choice([1, 2, 3, 5, 14, 15, 31, 32, 33, 70])) for _ in range(3))
+        dtype = rng.choice(["float32", "float64"])
+        b_batch = tuple(1 if rng.random() < 0.5 else extent for extent in batch)
+        a = laid_out(rng.standard_normal((*batch, m, k)).astype(dtype), rng.choice(["plain", "transposed", "gapped"]))
+        b = laid_out(rng.standard_normal((*b_batch, k, n)).astype(dtype), rng.choice(["plain", "transposed", "gapped"]))
+        assert_product(a, b)
+
+
+@pytest.mark.parametrize("m, k, n", [(70, 1200, 65), (40, 1750, 300), (200, 33, 1100)])
+def test_sums_cut_into_passes(m, k, n):
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+    assert_product(a, b)
+    assert_product(laid_out(a, "transposed"), b)
+
+
+@pytest.mark.parametrize("chip", chips.CHIPS, ids=lambda chip: chip.name)
+def test_blocks_of_every_chip(chip, monkeypatch):
+    monkeypatch.setattr(gemm, "host", lambda: chip)
+    rng = np.random.default_rng(2)
+    for m, k, n in [(31, 37, 75), (2, 30, 150), (9, 500, 5)]:
+        assert_product(rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32))
+
+
+def test_broadcast_b_is_packed_once_and_batch_becomes_rows():
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((5, 3, 20)), rng.standard_normal((20, 9))
+    memory = Memory()
+    views = [memory.view(array) for array in (a, np.broadcast_to(b, (5, 20, 9)), memory.garbage((5, 3, 9), "float64"))]
+    pack, multiply = gemm.matmul(*views)
+    assert pack.notes == {"hoist": "b"}
+    assert pack.operands[1].buffer.nbytes == gemm.pack(memory.view(b))[0].buffer.nbytes
+    assert multiply.flops == 2 * 15 * 20 * 9
+    assert_product(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("m, k, n", [(20, 70, 40), (2, 70, 200), (20, 70, 1)])
+def test_nan_and_infinity_reach_their_rows_and_columns_only(dtype, m, k, n):
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+    a[0, 3], a[1, 5], b[7, n - 1] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        expected = a @ b
+    found = product(a, b)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_array_equal(found[np.isinf(expected)], expected[np.isinf(expected)])
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+
+
+@pytest.mark.parametrize("m, k, n", [(20, 30, 40), (2, 30, 40), (20, 30, 1), (2, 0, 40)])
+def test_rows_of_a_larger_array_leave_the_rest_alone(m, k, n):
+    rng = np.random.default_rng(5)
+    a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))
+    memory = Memory()
+    whole = memory.garbage((m, n + 11), "float64")
+    whole.fill(7)
+    memory.run(gemm.matmul(memory.view(a), memory.view(b), memory.view(whole[:, 4:4 + n])), 3)
+    np.testing.assert_allclose(whole[:, 4:4 + n], a @ b, atol=1e-12)
+    assert (whole[:, :4] == 7).all() and (whole[:, 4 + n:] == 7).all()
+
+
+def test_packed_once_serves_many():
+    rng = np.random.default_rng(6)
+    b = rng.standard_normal((50, 70)).astype(np.float32)
+    memory = Memory()
+    packed, steps = gemm.pack(memory.view(b))
+    memory.run(steps, 2)
+    for m in (1, 14, 40):
+        a, out = rng.standard_normal((m, 50)).astype(np.float32), memory.garbage((m, 70), "float32")
+        memory.run(gemm.matmul_packed(memory.view(a), packed, memory.view(out)), 2)
+        np.testing.assert_allclose(out, a @ b, atol=1e-4)
+
+
+@pytest.mark.parametrize("m, k, n", [(20, 70, 40), (1, 70, 40), (20, 1300, 1)])
+def test_bfloat16_operands_sum_in_float32(m, k, n):
+    rng = np.random.default_rng(7)
+    a, b = (dtypes.encode_bfloat16(rng.standard_normal(shape).astype(np.float32)) for shape in ((m, k), (k, n)))
+    exact = dtypes.decode_bfloat16(a).astype(np.float64) @ dtypes.decode_bfloat16(b).astype(np.float64)
+    for layout in ("plain", "transposed"):
+        found = product(laid_out(a, layout), laid_out(b, layout), dtype="float32", pieces=2)
+        np.testing.assert_allclose(found, exact, atol=k * 1e-5)
+
+
+def test_int8_operands_sum_exactly():
+    rng = np.random.default_rng(8)
+    a, b = (rng.integers(-128, 128, shape, np.int8) for shape in ((2, 9, 200), (2, 200, 33)))
+    for layout in ("plain", "transposed", "gapped"):
+        found = product(laid_out(a, layout), laid_out(b, layout), dtype="int32", pieces=3)
+        np.testing.assert_array_equal(found, a.astype(np.int32) @ b.astype(np.int32))
+
+
+def test_thin_products_have_work_for_every_thread():
+    memory = Memory()
+    a, b = np.zeros((8, 64), np.float32), np.zeros((64, 1024), np.float32)
+    steps = gemm.matmul(memory.view(a), memory.view(b), memory.view(np.zeros((8, 1024), np.float32)))
+    assert steps[-1].extent >= 8
+
+
+def test_columns_of_out_must_be_neighbours():
+    memory = Memory()
+    square = memory.view(np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="last stride of out must be 1; it is 4"):
+        gemm.matmul(square, square, memory.view(np.zeros((4, 4)).T))
+
+
+def test_planning_needs_no_compiler():
+    code = "import sys, core.accel.kernels.conv; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
