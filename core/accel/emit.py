@@ -13,6 +13,7 @@ from core.engine import dtypes
 from core.engine.dtypes import DType
 
 SCALAR = "core.accel.kernels.scalar"
+ALIAS = "core.accel.alias"
 _MATH = {"exp", "log", "log1p", "sqrt", "tanh", "logistic", "erf", "sin", "floor", "round", "pow"}
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _PLAIN = {"neg": "-{0}", "abs": "abs({0})", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
@@ -72,14 +73,16 @@ def _conversion(name: str, source: DType, target: DType, imports: Imports) -> st
     return f"{function}({name})"
 
 
-def load(pointer: str, index: str, dtype: DType, imports: Imports) -> str:
-    """Read an element."""
+def load(pointer: str, index: str, dtype: DType, imports: Imports, number: int = -1) -> str:
+    """Read an element; see `alias.load` for the number."""
+    imports.add((ALIAS, "load"))
+    element = f"load({pointer}, {index}, {number})"
     if dtype is dtypes.bool_:
-        return f"{pointer}[{index}] != 0"
+        return f"{element} != 0"
     if dtype is dtypes.bfloat16:
         imports.add((SCALAR, "decode_bf16"))
-        return f"decode_bf16({pointer}[{index}])"
-    return f"{pointer}[{index}]"
+        return f"decode_bf16({element})"
+    return element
 
 
 def stored(name: str, dtype: DType, imports: Imports) -> str:
@@ -106,10 +109,16 @@ class _Writer:
         self.lines: list[str] = []
         self.indent = 1
         self.classes = [stride_class(operand, position, nest) for position, operand in enumerate(nest.operands)]
+        written = (position for position, operand in enumerate(nest.operands) if operand.role in ("write", "reduce"))
+        self.written = {position: number for number, position in enumerate(written)}
         self.reduces = [(position, operand) for position, operand in enumerate(nest.operands) if operand.role == "reduce"]
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
+
+    def _store(self, position: int, index: str, value: str) -> str:
+        self.imports.add((ALIAS, "store"))
+        return f"store(a{position}, {index}, {value}, {self.written[position]})"
 
     def text(self) -> str:
         self._prologue()
@@ -196,7 +205,8 @@ class _Writer:
             yield f"{statement.result} = {statement.expression}"
         for position, operand in enumerate(self.nest.operands):
             if operand.role == "write" or (operand.role == "reduce" and not self._is_reduced()):
-                yield f"a{position}[{self._index(position)}] = {stored(operand.name, operand.view.dtype, self.imports)}"
+                value = stored(operand.name, operand.view.dtype, self.imports)
+                yield self._store(position, self._index(position), value)
 
     def _is_reduced(self) -> bool:
         return any(loop.reduced for loop in self.nest.loops)
@@ -232,7 +242,7 @@ class _Writer:
         for number, (position, operand) in enumerate(self.reduces):
             result = f"np.float32(r{number})" if self._is_wide(operand) else f"r{number}"
             place = self._base(position, len(kept) - 1)
-            self.line(f"a{position}[{place}] = {stored(result, operand.view.dtype, self.imports)}")
+            self.line(self._store(position, place, stored(result, operand.view.dtype, self.imports)))
 
     def _is_wide(self, operand: Operand) -> bool:
         return operand.kind == "sum" and operand.view.dtype is dtypes.float32
@@ -273,7 +283,7 @@ class _Writer:
             base = self._base(position, len(kept) - 1)
             self.line(f"for i{last} in range({self._bounds(last)}):")
             place = f"i{last} * s{position}_{last}" if self.classes[position] != "unit" else f"i{last}"
-            self.line(f"    a{position}[{place if base == '0' else f'{base} + {place}'}] = {first}")
+            self.line("    " + self._store(position, place if base == "0" else f"{base} + {place}", first))
         for level in range(len(kept), last):
             self._open(level)
         self._innermost(self._memory_lines())
@@ -285,9 +295,9 @@ class _Writer:
     def _memory_lines(self) -> Iterator[str]:
         yield from self._element_lines()
         for number, (position, operand) in enumerate(self.reduces):
-            place, name = f"a{position}[{self._index(position)}]", f"r{number}"
-            yield f"{name} = {load(f'a{position}', self._index(position), operand.view.dtype, self.imports)}"
-            yield f"{place} = {stored(_combined(name, operand, self.imports), operand.view.dtype, self.imports)}"
+            place, name, dtype = self._index(position), f"r{number}", operand.view.dtype
+            yield f"{name} = {load(f'a{position}', place, dtype, self.imports, self.written[position])}"
+            yield self._store(position, place, stored(_combined(name, operand, self.imports), dtype, self.imports))
 
 
 def _identity(operand: Operand, imports: Imports) -> str:

@@ -31,7 +31,7 @@ class Array:
     __slots__ = ("aval", "data", "trace")
     __array_priority__ = 1000
 
-    def __init__(self, aval: Aval, data: Any, trace: Any = None) -> None:
+    def __init__(self, aval: Aval, data: NDArray[Any] | Value, trace: object | None = None) -> None:
         self.aval = aval
         self.data = data
         self.trace = trace
@@ -66,9 +66,10 @@ class Array:
     def storage(self) -> NDArray[Any]:
         """The numpy storage of a concrete array; raises `TraceError` while tracing."""
         if self.is_traced:
-            raise TraceError(f"the value of {self.aval} is not known while it is traced; use select, scan or arithmetic "
-                             f"instead of Python's if, for and float()")
-        return self.data  # type: ignore[no-any-return]
+            raise TraceError(f"the value of {self.aval} is not known while it is traced; use select, scan or "
+                             f"arithmetic instead of Python's if, for and float()")
+        assert not isinstance(self.data, Value)
+        return self.data
 
     def numpy(self) -> NDArray[Any]:
         """A numpy array of the values; bfloat16 comes as float32."""
@@ -79,31 +80,31 @@ class Array:
         return self.numpy().item()
 
     def astype(self, dtype: Any) -> Array:
-        return _ops().convert(self, dtype=as_dtype(dtype))  # type: ignore[no-any-return]
+        return ops.convert(self, dtype=as_dtype(dtype))
 
     def reshape(self, *shape: Any) -> Array:
         target = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        return _ops().reshape(self, shape=_fill_in(self, tuple(target)))  # type: ignore[no-any-return]
+        return ops.reshape(self, shape=_fill_in(self, tuple(target)))
 
     def transpose(self, *axes: Any) -> Array:
         order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-        return _ops().transpose(self, axes=tuple(order) or tuple(reversed(range(self.ndim))))  # type: ignore[no-any-return]
+        return ops.transpose(self, axes=tuple(order) or tuple(reversed(range(self.ndim))))
 
     @property
     def T(self) -> Array:
         return self.transpose()
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Array:
-        return _ops().sum(self, axis, keepdims)  # type: ignore[no-any-return]
+        return ops.sum(self, axis, keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Array:
-        return _ops().mean(self, axis, keepdims)  # type: ignore[no-any-return]
+        return ops.mean(self, axis, keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Array:
-        return _ops().amax(self, axis, keepdims)  # type: ignore[no-any-return]
+        return ops.amax(self, axis, keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> Array:
-        return _ops().amin(self, axis, keepdims)  # type: ignore[no-any-return]
+        return ops.amin(self, axis, keepdims)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -127,87 +128,81 @@ class Array:
         return f"Array({self.aval}, traced)" if self.is_traced else f"Array({self.aval}, {self.numpy()!r})"
 
     def __getitem__(self, index: Any) -> Array:
-        return _ops().index(self, index)  # type: ignore[no-any-return]
+        return ops.index(self, index)
 
     def __neg__(self) -> Array:
-        return _ops().neg(self)  # type: ignore[no-any-return]
+        return ops.neg(self)
 
     def __abs__(self) -> Array:
-        return _ops().abs(self)  # type: ignore[no-any-return]
+        return ops.abs(self)
 
     def __add__(self, other: Any) -> Array:
-        return _ops().add(self, other)  # type: ignore[no-any-return]
+        return ops.add(self, other)
 
     def __radd__(self, other: Any) -> Array:
-        return _ops().add(other, self)  # type: ignore[no-any-return]
+        return ops.add(other, self)
 
     def __sub__(self, other: Any) -> Array:
-        return _ops().sub(self, other)  # type: ignore[no-any-return]
+        return ops.sub(self, other)
 
     def __rsub__(self, other: Any) -> Array:
-        return _ops().sub(other, self)  # type: ignore[no-any-return]
+        return ops.sub(other, self)
 
     def __mul__(self, other: Any) -> Array:
-        return _ops().mul(self, other)  # type: ignore[no-any-return]
+        return ops.mul(self, other)
 
     def __rmul__(self, other: Any) -> Array:
-        return _ops().mul(other, self)  # type: ignore[no-any-return]
+        return ops.mul(other, self)
 
     def __truediv__(self, other: Any) -> Array:
-        return _ops().div(self, other)  # type: ignore[no-any-return]
+        return ops.div(self, other)
 
     def __rtruediv__(self, other: Any) -> Array:
-        return _ops().div(other, self)  # type: ignore[no-any-return]
+        return ops.div(other, self)
 
     def __pow__(self, other: Any) -> Array:
         if type(other) is int and other == 2:
             return self * self
-        return _ops().pow(self, other)  # type: ignore[no-any-return]
+        return ops.pow(self, other)
 
     def __rpow__(self, other: Any) -> Array:
-        return _ops().pow(other, self)  # type: ignore[no-any-return]
+        return ops.pow(other, self)
 
     def __matmul__(self, other: Any) -> Array:
-        return _ops().matmul(self, other)  # type: ignore[no-any-return]
+        return ops.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Array:
-        return _ops().matmul(other, self)  # type: ignore[no-any-return]
+        return ops.matmul(other, self)
 
     def __lt__(self, other: Any) -> Array:
-        return _ops().compare(self, other, kind="lt")  # type: ignore[no-any-return]
+        return ops.compare(self, other, kind="lt")
 
     def __le__(self, other: Any) -> Array:
-        return _ops().compare(self, other, kind="le")  # type: ignore[no-any-return]
+        return ops.compare(self, other, kind="le")
 
     def __gt__(self, other: Any) -> Array:
-        return _ops().compare(self, other, kind="gt")  # type: ignore[no-any-return]
+        return ops.compare(self, other, kind="gt")
 
     def __ge__(self, other: Any) -> Array:
-        return _ops().compare(self, other, kind="ge")  # type: ignore[no-any-return]
+        return ops.compare(self, other, kind="ge")
 
     def __eq__(self, other: Any) -> Array:  # type: ignore[override]
-        return _ops().compare(self, other, kind="eq")  # type: ignore[no-any-return]
+        return ops.compare(self, other, kind="eq")
 
     def __ne__(self, other: Any) -> Array:  # type: ignore[override]
-        return _ops().compare(self, other, kind="ne")  # type: ignore[no-any-return]
+        return ops.compare(self, other, kind="ne")
 
     def __and__(self, other: Any) -> Array:
-        return _ops().logical_and(self, other)  # type: ignore[no-any-return]
+        return ops.logical_and(self, other)
 
     def __or__(self, other: Any) -> Array:
-        return _ops().logical_or(self, other)  # type: ignore[no-any-return]
+        return ops.logical_or(self, other)
 
     def __invert__(self) -> Array:
-        return _ops().logical_not(self)  # type: ignore[no-any-return]
+        return ops.logical_not(self)
 
     __hash__ = object.__hash__
 
-
-def _ops() -> Any:
-    """The functions of the op table; imported late because they are written with arrays."""
-    from core.engine import ops
-
-    return ops
 
 
 def _fill_in(array: Array, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -264,3 +259,7 @@ def promote(*values: Any) -> tuple[Array, ...]:
     if dtype.kind == "bool" and any(type(value) is int for value in values):
         dtype = dtypes.int32
     return tuple(as_array(value, dtype) for value in values)
+
+
+# The ops are written with arrays, and the methods of Array with the ops: this import waits until Array exists.
+from core.engine import ops  # noqa: E402

@@ -88,4 +88,5 @@ def backend(name: str) -> Backend:
     """
     if name not in MODULES:
         raise DeviceError(f"no device {name!r}; this installation has {', '.join(MODULES)}")
-    return importlib.import_module(MODULES[name]).BACKEND  # type: ignore[no-any-return]
+    found: Backend = importlib.import_module(MODULES[name]).BACKEND
+    return found

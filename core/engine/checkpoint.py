@@ -37,9 +37,9 @@ def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     mode : ``"wb"``, or ``"w"`` for UTF-8 text with the line ends as written
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     try:
-        with open(temporary, mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
+        with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -79,7 +79,8 @@ def save(path: Path | str, arrays: Mapping[str, Any], metadata: Mapping[str, str
     specs = {name: safetensors.TensorSpec(dtype=held[name].dtype.name, shape=list(held[name].shape),
                                           data_ptr=storage.ctypes.data, data_len=storage.nbytes)
              for name, storage in storages.items()}
-    content = safetensors.serialize(specs, metadata=dict(metadata or {}))
+    # safetensors 0.8 writes an unreadable header for no arrays and an empty metadata that is not None.
+    content = safetensors.serialize(specs, metadata=dict(metadata) if metadata else None)
     with written_whole(Path(path)) as file:
         file.write(content)
 

@@ -80,7 +80,7 @@ def as_dtype(spec: Any) -> DType:
 
 def encode_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round float32 to bfloat16 bits, to nearest and ties to even; NaN stays a quiet NaN."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    bits = np.asarray(values, np.float32, order="C").view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
     return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
@@ -88,4 +88,4 @@ def encode_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def decode_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The float32 values of bfloat16 bits, exactly."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.asarray(bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

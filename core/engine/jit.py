@@ -61,7 +61,8 @@ class Jitted:
             traced = trace(self.function, [array.aval for array in arrays], structure)
             return tree.unflatten(traced.structure, call(*arrays, *traced.captures, graph=traced.graph))
         compiled = self._compile(arrays, structure, Options())
-        return _wrap(compiled, compiled.executable([array.storage for array in arrays]), 0)
+        results = compiled.executable([array.storage for array in arrays])
+        return _wrap(compiled.structure, compiled.outputs, results)
 
     def report(self, *arguments: Any) -> Report:
         """What the executable for arguments like these is made of."""
@@ -91,10 +92,8 @@ class Jitted:
             return known
 
 
-def _wrap(compiled: _Compiled, results: Sequence[Any], skip: int) -> Any:
-    arrays = [Array(aval, result) for aval, result in zip(compiled.outputs[skip:], results, strict=True)]
-    structure = compiled.structure.children[1] if skip else compiled.structure
-    return tree.unflatten(structure, arrays)
+def _wrap(structure: tree.Structure, avals: Sequence[Aval], results: Sequence[Any]) -> Any:
+    return tree.unflatten(structure, [Array(aval, result) for aval, result in zip(avals, results, strict=True)])
 
 
 class Program:
@@ -120,8 +119,10 @@ class Program:
             self._check(compiled)
             compiled.executable.hold([array.storage for array in tree.leaves(self.value)])
             self._holder = compiled
-        return _wrap(compiled, compiled.executable([array.storage for array in arrays]),
-                     len(self._arrays) if self._options.carried else 0)
+        results = compiled.executable([array.storage for array in arrays])
+        if self._options.carried:
+            return _wrap(compiled.structure.children[1], compiled.outputs[self._options.held:], results)
+        return _wrap(compiled.structure, compiled.outputs, results)
 
     @property
     def value(self) -> Any:

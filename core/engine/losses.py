@@ -75,7 +75,7 @@ def known(target: Any, weight: Any) -> Array:
     """The target with 0 where the weight is 0: a NaN times 0 would still be NaN, in the gradient too."""
     if weight is None:
         return as_array(target)
-    return select(as_array(weight) != 0, target, 0.0)  # type: ignore[no-any-return]
+    return select(as_array(weight) != 0, target, 0.0)
 
 
 def weighted_mean(losses: Array, weight: Any = None) -> Array:
@@ -90,7 +90,7 @@ def weighted_mean(losses: Array, weight: Any = None) -> Array:
         return mean(losses)
     weight = broadcast_to(as_array(weight).astype(losses.dtype), losses.shape)
     total = sum_(weight)
-    return sum_(weight * losses) / maximum(total, 1.0)  # type: ignore[no-any-return]
+    return sum_(weight * losses) / maximum(total, 1.0)
 
 
 def _squared(x: Array) -> Array:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 
@@ -108,6 +107,15 @@ def coverage(lower: ArrayLike, upper: ArrayLike, target: ArrayLike) -> float:
     low, known = _known(target, lower)
     high, _ = _known(target, upper)
     return _mean(np.where(np.isnan(low) | np.isnan(high), np.nan, (low <= known) & (known <= high)))
+
+
+def rankdata(values: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of their ranks, and one NaN makes all of them NaN."""
+    if np.isnan(values).any():
+        return np.full(values.shape, np.nan)
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[places], np.float64)
 
 
 def _known(target: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:

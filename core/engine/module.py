@@ -29,7 +29,7 @@ class Module:
         dataclasses.dataclass(frozen=True, eq=False)(cls)
         register_dataclass(cls)
         if "__call__" in cls.__dict__:
-            cls.__call__ = _named(cls.__dict__["__call__"])  # type: ignore[method-assign, operator]
+            cls.__call__ = _named(cls.__dict__["__call__"])  # type: ignore[method-assign]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         raise TypeError(f"{type(self).__name__} defines no __call__")
@@ -44,7 +44,7 @@ def register_dataclass(kind: type) -> type:
         return names, [getattr(node, name) for name in names], tuple(getattr(node, name) for name in static_names)
 
     def unflatten(settings: Any, children: Any) -> Any:
-        node = object.__new__(kind)
+        node: Any = object.__new__(kind)
         for name, value in zip((*names, *static_names), (*children, *settings), strict=True):
             object.__setattr__(node, name, value)
         return node

@@ -199,7 +199,7 @@ def _one_minus_power(base: float, exponent: Array) -> Array:
     if base == 0.0:
         return full_like(exponent, 1.0)
     half = tanh(exponent * (0.5 * math.log(base)))
-    return -2.0 * half / (1.0 - half)  # type: ignore[no-any-return]
+    return -2.0 * half / (1.0 - half)
 
 
 def _each_float(rule: Callable[..., tuple[Array, ...]], parameters: Any, gradients: Any, *slots: Any) -> list[Any]:

@@ -33,7 +33,7 @@ def fold_in(parent: Array, number: Any) -> Array:
     """The key for a step, a layer or an item: distinct numbers give independent keys."""
     number = as_array(number).astype(dtypes.uint32).reshape(1)
     mixed = concatenate([parent[:1] + number, parent[1:]])
-    return random_bits(mixed, shape=(2,))  # type: ignore[no-any-return]
+    return random_bits(mixed, shape=(2,))
 
 
 def uniform(parent: Array, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Array:
@@ -41,14 +41,14 @@ def uniform(parent: Array, shape: Sequence[int], low: float = 0.0, high: float =
     bits = random_bits(parent, shape=tuple(shape))
     # The upper 24 bits fit a float32 exactly; dividing u32 truncates.
     unit = convert(bits / as_array(256, dtypes.uint32), dtype=dtypes.float32) * 2.0**-24
-    return unit * (high - low) + low if (low, high) != (0.0, 1.0) else unit  # type: ignore[no-any-return]
+    return unit * (high - low) + low if (low, high) != (0.0, 1.0) else unit
 
 
 def normal(parent: Array, shape: Sequence[int]) -> Array:
     """f32 standard normal (Box and Muller, 1958)."""
     first, second = split(parent)
     radius = sqrt(log(1.0 - uniform(first, shape)) * -2.0)
-    return radius * sin(uniform(second, shape) * (2 * math.pi))  # type: ignore[no-any-return]
+    return radius * sin(uniform(second, shape) * (2 * math.pi))
 
 
 def permutation(parent: Array, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:

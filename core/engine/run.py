@@ -7,7 +7,6 @@ can go on from `state.safetensors`.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import json
 import math
@@ -30,48 +29,12 @@ from core.engine.checkpoint import written_whole
 from core.engine.errors import CheckpointError, ConfigError, DataError, TileworkError, compose
 from core.engine.provenance import describe, fingerprint, machine, versions
 
-LONGEST_TEXT = 500
-"""Characters of a refused item that `refused.csv` repeats."""
-
 _RECORD, _CONFIG, _LOCK = "run.json", "config.toml", ".lock"
 _LOCK_PATIENCE = 1.0  # seconds: whoever lists runs holds the lock for an instant
 
 
 class Stopped(TileworkError):
     """Training stopped because it was asked to; the run can go on with ``--resume``."""
-
-
-class Refusals:
-    """The list of refused items: a CSV file of row, reason and text that appears when the list is closed.
-
-    Parameters
-    ----------
-    path : the file; without refusals there is none, and an earlier one is removed
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self._stack = contextlib.ExitStack()
-        self._rows: Any = None
-
-    def add(self, row: int | str, reason: str, text: str = "") -> None:
-        """Note an item: its number or name in the input, why it was refused, and what it says."""
-        if self._rows is None:
-            file = self._stack.enter_context(written_whole(self.path, "w"))
-            self._rows = csv.writer(file)
-            self._rows.writerow(("row", "reason", "text"))
-        shown = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
-        self._rows.writerow((row, reason, shown.encode("utf-8", "replace").decode()))
-        self.count += 1
-
-    def __enter__(self) -> Refusals:
-        return self
-
-    def __exit__(self, *failure: Any) -> None:
-        self._stack.__exit__(*failure)
-        if failure[0] is None and self.count == 0:
-            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -203,9 +166,12 @@ class RunDirectory:
         try:
             with self._signals():
                 yield self
-        except (Stopped, KeyboardInterrupt) as stop:
+        except Stopped:
             self._note(status="stopped", ended=_now())
-            raise stop if isinstance(stop, Stopped) else Stopped("interrupted; --resume goes on from the last checkpoint")
+            raise
+        except KeyboardInterrupt:
+            self._note(status="stopped", ended=_now())
+            raise Stopped("interrupted; --resume goes on from the last checkpoint") from None
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk should not hide what happened
                 self._note(status="failed", ended=_now(), error=f"{type(error).__name__}: {error}")

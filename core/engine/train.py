@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.engine import random, tree
 from core.engine.array import Array
@@ -23,6 +24,7 @@ from core.engine.errors import CheckpointError, ConfigError, DataError, Tilework
 from core.engine.grad import value_and_grad
 from core.engine.jit import Jitted, Program
 from core.engine.module import register_dataclass
+from core.engine.ops import random_bits
 from core.engine.run import RunDirectory, Stopped
 from core.engine.schedule import ReduceOnPlateau, Schedule
 
@@ -34,6 +36,10 @@ EPOCH_SECONDS = 1.0
 
 RECORDED_STEPS = 20
 """Every so many steps, ``metrics.jsonl`` gets a line besides those of the epochs."""
+
+
+KEY_BLOCK = 256
+"""Keys of so many steps are made at once; one at a time would cost more than a small step."""
 
 
 class DivergenceError(TileworkError):
@@ -154,7 +160,7 @@ def leading_extent(batch: Any) -> int:
 def fit(step: Jitted, state: State, batches: Callable[[int], Iterable[Any]], *, epochs: int,
         schedule: Schedule | ReduceOnPlateau, key: Array | None = None,
         validate: Callable[[Any], Mapping[str, float]] | None = None, monitor: Monitor | None = None,
-        run: RunDirectory | None = None,
+        run: RunDirectory | None = None, name: str = "model",
         items: Callable[[Any], int] = leading_extent) -> Generator[Progress, None, Fitted]:
     """Train; yields a Progress after every step and every epoch, and returns the outcome.
 
@@ -168,9 +174,11 @@ def fit(step: Jitted, state: State, batches: Callable[[int], Iterable[Any]], *, 
     state : at the start
     batches : trees of arrays for an epoch (0, 1, ...); the same for the same epoch
     schedule : learning rate of a step (0, 1, ...); a `ReduceOnPlateau` watches what the monitor names
-    key : u32[2]; each step gets ``fold_in(key, step)``
+    key : u32[2]; every step gets one of its own, made from this one and the number of the step
     validate : metrics of parameters by name, at the end of every epoch
     monitor : chooses the best epoch by a metric of `validate`, else the last one counts
+    name : what is trained, where a run trains several models one after the other; a checkpoint of another name is no
+        checkpoint of this training
     items : how many items a batch holds, for the speed
 
     Raises
@@ -184,8 +192,8 @@ def fit(step: Jitted, state: State, batches: Callable[[int], Iterable[Any]], *, 
         raise ValueError("a monitor needs a validation")
     if isinstance(schedule, ReduceOnPlateau) and (monitor is None or monitor.mode != "min"):
         raise ValueError("ReduceOnPlateau needs a monitor of a metric that falls")
-    position, state, best = _restore(run, state)
-    training = _Training(step.bind(state, update=True), position, best, epochs, schedule, key, monitor, run)
+    position, state, best = _restore(run, state, name)
+    training = _Training(step.bind(state, update=True), position, best, epochs, schedule, key, monitor, run, name)
     while not training.is_over():
         yield from training.steps(islice(batches(position.epoch), position.batch, None), items)
         yield training.end_epoch(validate)
@@ -204,8 +212,10 @@ class _Training:
     key: Array | None
     monitor: Monitor | None
     run: RunDirectory | None
+    name: str
     saved_at: float = field(default_factory=time.monotonic)
     speed: float = 0.0
+    keys: tuple[int, NDArray[Any]] | None = None  # of a block of steps: its number, and u32[step, 2]
 
     def __post_init__(self) -> None:
         for value in self.position.history:
@@ -260,7 +270,7 @@ class _Training:
         arrays = arrays_of(self._finite_state(), "state")
         if self.best is not None:
             arrays |= arrays_of(self.best, "best")
-        self.run.save_state(arrays, {"position": json.dumps(asdict(self.position))})
+        self.run.save_state(arrays, {"name": self.name, "position": json.dumps(asdict(self.position))})
         self.saved_at = time.monotonic()
 
     def outcome(self) -> Fitted:
@@ -273,14 +283,22 @@ class _Training:
         position = self.position
         schedule = self.schedule
         position.rate = schedule.rate if isinstance(schedule, ReduceOnPlateau) else float(schedule(position.step))
-        keys = () if self.key is None else (random.fold_in(self.key, position.step),)
-        loss = float(self.program(position.rate, *keys, batch))
+        key = () if self.key is None else (self._step_key(self.key, position.step),)
+        loss = float(self.program(position.rate, *key, batch))
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
         position.step += 1
         position.batch += 1
         position.loss_sum += loss
         return loss
+
+    def _step_key(self, key: Array, step: int) -> NDArray[np.uint32]:
+        """A key u32[2] that depends on the key of the training and the step alone."""
+        block, place = divmod(step, KEY_BLOCK)
+        if self.keys is None or self.keys[0] != block:
+            self.keys = block, random_bits(random.fold_in(key, block), shape=(KEY_BLOCK, 2)).storage
+        words: NDArray[np.uint32] = self.keys[1][place]
+        return words
 
     def _compare(self, value: float, metrics: dict[str, float], parameters: Any, monitor: Monitor) -> None:
         position = self.position
@@ -301,11 +319,11 @@ class _Training:
                           f"{self.epochs}; --resume goes on from there")
 
     def _finite_state(self) -> State:
-        state = self.program.value
+        state: State = self.program.value
         for name, array in arrays_of(state).items():
             if array.dtype.is_float and not np.isfinite(array.numpy()).all():
                 raise self._diverged(f"{name} is not finite")
-        return state  # type: ignore[no-any-return]
+        return state
 
     def _diverged(self, what: str) -> DivergenceError:
         position = self.position
@@ -323,7 +341,7 @@ class _Training:
 
     def _record(self, progress: Progress) -> None:
         if self.run is not None:
-            self.run.append_metrics(asdict(progress))
+            self.run.append_metrics({"name": self.name, **asdict(progress)})
 
 
 def _monitored(metrics: Mapping[str, float], monitor: Monitor) -> float:
@@ -333,10 +351,10 @@ def _monitored(metrics: Mapping[str, float], monitor: Monitor) -> float:
     return metrics[monitor.metric]
 
 
-def _restore(run: RunDirectory | None, state: State) -> tuple[_Position, State, Any]:
+def _restore(run: RunDirectory | None, state: State, name: str) -> tuple[_Position, State, Any]:
     """Position, state and best parameters of the last checkpoint, or those to start with."""
     saved = run.load_state() if run is not None else None
-    if run is None or saved is None:
+    if run is None or saved is None or saved[1].get("name", name) != name:
         return _Position(), state, None
     arrays, metadata = saved
     source = str(run.state_path)

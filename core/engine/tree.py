@@ -28,10 +28,11 @@ class Structure:
 
 LEAF = Structure(None)
 
-_registry: dict[type, tuple[Callable[[Any], Children], Callable[[Hashable, Sequence[Any]], Any]]] = {}
+_Unflatten = Callable[[Any, Sequence[Any]], Any]
+_registry: dict[type, tuple[Callable[[Any], Children], _Unflatten]] = {}
 
 
-def register(kind: type, flatten: Callable[[Any], Children], unflatten: Callable[[Hashable, Sequence[Any]], Any]) -> None:
+def register(kind: type, flatten: Callable[[Any], Children], unflatten: _Unflatten) -> None:
     """Make a class a node: `flatten` gives names, children and hashable static data; `unflatten` takes them back."""
     _registry[kind] = (flatten, unflatten)
 
@@ -39,7 +40,7 @@ def register(kind: type, flatten: Callable[[Any], Children], unflatten: Callable
 register(tuple, lambda node: (range_names(node), node, None), lambda static, children: tuple(children))
 register(list, lambda node: (range_names(node), node, None), lambda static, children: list(children))
 register(dict, lambda node: ([str(key) for key in node], list(node.values()), tuple(node)),
-         lambda static, children: dict(zip(static, children, strict=True)))  # type: ignore[call-overload]
+         lambda static, children: dict(zip(static, children, strict=True)))
 register(type(None), lambda node: ((), (), None), lambda static, children: None)
 
 

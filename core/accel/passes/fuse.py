@@ -44,7 +44,8 @@ class _Fuser:
     def producers(self, equation: Equation) -> Iterator[tuple[Node, bool]]:
         """Nodes that an equation reads, and whether it reads them element by element rather than through a view."""
         for value in equation.inputs:
-            direct = True
+            # Every element of random_bits reads the whole key.
+            direct = equation.op.name != "random_bits"
             while value in self.view_of:
                 direct = False
                 source = self.view_of[value].inputs

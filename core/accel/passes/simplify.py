@@ -16,7 +16,7 @@ from core.engine import dtypes
 from core.engine.array import Array
 from core.engine.graph import Graph, Value
 from core.engine.ops.control import unroll
-from core.engine.ops.table import TABLE, Op
+from core.engine.ops.table import TABLE, Op, infer
 from core.engine.trace import Staging, apply, at, call_graph, interpret
 
 _LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "shape", "dynamic", "structural", "random"}
@@ -105,8 +105,9 @@ def _in_float32(op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> t
     wide = [apply(convert, [array], {"dtype": dtypes.float32}) if array.dtype is dtypes.bfloat16 else array
             for array in inputs]
     results = apply(op, wide, params)
-    return tuple(apply(convert, [array], {"dtype": dtypes.bfloat16}) if array.dtype is dtypes.float32 else array
-                 for array in (results if op.multiple else (results,)))
+    avals = infer(op, [array.aval for array in inputs], params)
+    return tuple(array if array.dtype is aval.dtype else apply(convert, [array], {"dtype": aval.dtype})
+                 for array, aval in zip(results if op.multiple else (results,), avals, strict=True))
 
 
 def _is_long(x: Array, axes: tuple[int, ...]) -> bool:
@@ -116,7 +117,7 @@ def _is_long(x: Array, axes: tuple[int, ...]) -> bool:
 def _two_stages(x: Array, kind: str) -> Array:
     """Reduce all axes but the first, then the first, so that the first stage can be shared among threads."""
     partial = apply(TABLE["reduce"], [x], {"axes": tuple(range(1, x.ndim)), "kind": kind})
-    return apply(TABLE["reduce"], [partial], {"axes": (0,), "kind": kind})  # type: ignore[no-any-return]
+    return apply(TABLE["reduce"], [partial], {"axes": (0,), "kind": kind})
 
 
 def simplify(graph: Graph) -> Graph:

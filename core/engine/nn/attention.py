@@ -38,7 +38,7 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None = None)
     scores = dot(query * (1.0 / math.sqrt(query.shape[-1])), key, contract=((3,), (3,)), batch=((0, 2), (0, 2)))
     weights = softmax(scores) if mask is None else select(mask, softmax(select(mask, scores, _MASKED)), 0.0)
     mixed = dot(weights, value, contract=((3,), (1,)), batch=((0, 1), (0, 2)))
-    return transpose(mixed, axes=(0, 2, 1, 3))  # type: ignore[no-any-return]
+    return transpose(mixed, axes=(0, 2, 1, 3))
 
 
 class MultiHeadAttention(Module):

@@ -36,4 +36,4 @@ class Dropout(Module):
         if key is None or self.rate == 0.0:
             return x
         kept = random.uniform(key, x.shape) >= self.rate
-        return select(kept, x * (1.0 / (1.0 - self.rate)), 0.0)  # type: ignore[no-any-return]
+        return select(kept, x * (1.0 / (1.0 - self.rate)), 0.0)

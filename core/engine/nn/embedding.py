@@ -30,4 +30,4 @@ class Embedding(Module):
 
     def __call__(self, ids: Array) -> Array:
         """i32[...] to f32[..., width]."""
-        return gather(self.table, ids, axis=0)  # type: ignore[no-any-return]
+        return gather(self.table, ids, axis=0)

@@ -86,7 +86,7 @@ def typed_messages(atoms: Array, matrices: Array, kind: Array, source: Array, ta
     # A target outside the atoms stays outside, because a kind is less than the number of kinds.
     summed = segment_sum(gather(atoms, source, axis=0), target * kinds + kind, count * kinds)
     turned = transpose(matrices, axes=(0, 2, 1)).reshape(-1, matrices.shape[1])
-    return summed.reshape(count, -1) @ turned  # type: ignore[no-any-return]
+    return summed.reshape(count, -1) @ turned
 
 
 class GatedUpdate(Module):

@@ -44,7 +44,7 @@ class BatchNorm(Module):
     def __call__(self, x: Array) -> Array:
         """f32[..., channel], normalised by the running statistics."""
         factor = self.scale / sqrt(self.variance + self.epsilon)
-        return x * factor + (self.shift - self.mean * factor)  # type: ignore[no-any-return]
+        return x * factor + (self.shift - self.mean * factor)
 
     def train(self, x: Array) -> tuple[Array, Self]:
         """f32[..., channel] normalised over all axes but the last, and the layer with moved running statistics.
@@ -117,4 +117,4 @@ class GroupNorm(Module):
 def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     centred = x - x.mean(axes, keepdims=True)
     variance = (centred * centred).mean(axes, keepdims=True)
-    return centred / sqrt(variance + epsilon)  # type: ignore[no-any-return]
+    return centred / sqrt(variance + epsilon)

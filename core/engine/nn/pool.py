@@ -27,7 +27,7 @@ def max_pool(x: Array, size: Sequence[int], *, stride: int | Sequence[int] | Non
     padding : as for `Conv`
     """
     strides, pairs = _windows(x, size, stride, padding)
-    return window(x, x, kind="max", **_all_axes(size, strides, pairs))  # type: ignore[no-any-return]
+    return window(x, x, kind="max", **_all_axes(size, strides, pairs))
 
 
 def avg_pool(x: Array, size: Sequence[int], *, stride: int | Sequence[int] | None = None,

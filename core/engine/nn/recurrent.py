@@ -122,7 +122,7 @@ class GRUCell(Module):
         h_r, h_z, h_n = _gates(state @ self.weight_hidden + self.bias_hidden, 3)
         reset, keep = logistic(x_r + h_r), logistic(x_z + h_z)
         new = tanh(x_n + reset * h_n)
-        return new + keep * (state - new)  # type: ignore[no-any-return]
+        return new + keep * (state - new)
 
 
 class LSTM(Module):

@@ -81,14 +81,15 @@ def _place(x: Array, places: tuple[int, ...]) -> Array:
     """Move axis i to position places[i]."""
     if places == tuple(range(x.ndim)):
         return x
-    return transpose(x, axes=tuple(int(axis) for axis in np.argsort(places)))  # type: ignore[no-any-return]
+    return transpose(x, axes=tuple(int(axis) for axis in np.argsort(places)))
 
 
 def _dot_flops(inputs: Sequence[Aval], outputs: Sequence[Aval], params: Mapping[str, Any]) -> int:
-    return 2 * outputs[0].size * math.prod(inputs[0].shape[axis] for axis in params["contract"][0])
+    depth: int = math.prod(inputs[0].shape[axis] for axis in params["contract"][0])
+    return 2 * outputs[0].size * depth
 
 
-dot = register(Op(
+dot: Op = register(Op(
     "dot", "contract", _dot_shape, _dot_numpy, _dot_grad, _dot_flops,
     lambda: [Sample((_normal(3, 4), _normal(4, 5)), {"contract": ((1,), (0,)), "batch": ((), ())}),
              Sample((_normal(4, 3), _normal(5, 4)), {"contract": ((0,), (1,)), "batch": ((), ())}),
@@ -104,13 +105,13 @@ def matmul(a: Any, b: Any) -> Array:
     a, b = promote(a, b)
     if a.ndim >= 1 and b.ndim <= 2:
         contract = ((a.ndim - 1,), (max(b.ndim - 2, 0),))
-        return dot(a, b, contract=contract, batch=((), ()))  # type: ignore[no-any-return]
+        return dot(a, b, contract=contract, batch=((), ()))
     if a.ndim == 1:
-        return reshape(matmul(reshape(a, shape=(1, *a.shape)), b), shape=(*b.shape[:-2], b.shape[-1]))  # type: ignore[no-any-return]
+        return reshape(matmul(reshape(a, shape=(1, *a.shape)), b), shape=(*b.shape[:-2], b.shape[-1]))
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = broadcast_to(a, (*lead, *a.shape[-2:])), broadcast_to(b, (*lead, *b.shape[-2:]))
     axes = tuple(range(len(lead)))
-    return dot(a, b, contract=((a.ndim - 1,), (b.ndim - 2,)), batch=(axes, axes))  # type: ignore[no-any-return]
+    return dot(a, b, contract=((a.ndim - 1,), (b.ndim - 2,)), batch=(axes, axes))
 
 
 # --- conv ------------------------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def _swap_channels(w: Array, groups: int) -> Array:
     mirrored = mirror(w, tuple(range(rank)))
     split = reshape(mirrored, shape=(*w.shape[:-1], groups, outer))
     turned = transpose(split, axes=(*range(rank), rank + 2, rank + 1, rank))
-    return reshape(turned, shape=(*w.shape[:-2], outer, groups * inner))  # type: ignore[no-any-return]
+    return reshape(turned, shape=(*w.shape[:-2], outer, groups * inner))
 
 
 def mirror(x: Array, axes: Sequence[int]) -> Array:
@@ -222,8 +223,9 @@ def conv_samples() -> list[Sample]:
             Sample((_normal(1, 4, 4, 17), _normal(1, 1, 17, 33)), params(2))]
 
 
-conv = register(Op("conv", "contract", _conv_shape, _conv_numpy, _conv_grad, _conv_flops, conv_samples, promote,
-                   doc="Convolution over 1, 2 or 3 axes of space; input_dilation puts zeros between pixels (transposed)."))
+conv: Op = register(Op(
+    "conv", "contract", _conv_shape, _conv_numpy, _conv_grad, _conv_flops, conv_samples, promote,
+    doc="Convolution over 1, 2 or 3 axes of space; input_dilation puts zeros between pixels (transposed)."))
 
 
 def _conv_dw_shape(x: Aval, ct: Aval, *, kernel: tuple[int, ...], groups: int, **params: Any) -> Aval:
@@ -264,6 +266,7 @@ def _conv_dw_flops(inputs: Sequence[Aval], outputs: Sequence[Aval], params: Mapp
     return 2 * inputs[1].size * math.prod(outputs[0].shape[:-1])
 
 
-conv_dw = register(Op("conv_dw", "contract", _conv_dw_shape, _conv_dw_numpy, _conv_dw_grad, _conv_dw_flops,
-                      _conv_dw_samples, lambda x, ct: (as_array(x), as_array(ct)),
-                      doc="Gradient of conv with respect to its kernel."))
+conv_dw: Op = register(Op(
+    "conv_dw", "contract", _conv_dw_shape, _conv_dw_numpy, _conv_dw_grad, _conv_dw_flops,
+    _conv_dw_samples, lambda x, ct: (as_array(x), as_array(ct)),
+    doc="Gradient of conv with respect to its kernel."))

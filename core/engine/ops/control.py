@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from core.engine import tree
 from core.engine.array import Array, as_array
 from core.engine.graph import Aval, Graph, Value
-from core.engine.ops.shape import concatenate, full_like, stack
-from core.engine.ops.table import Op, Sample, evaluate, register, require
+from core.engine.ops.shape import concatenate, full_like, stack, zeros
+from core.engine.ops.table import MultipleOp, Op, Sample, evaluate, register_multiple, require
 
 
 def run_graph(graph: Graph, arguments: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -54,9 +54,10 @@ def _call_grad(cts: Sequence[Any], outs: Any, *arguments: Array, graph: Graph) -
     return tuple(vjp_graph(graph, arguments, cts))
 
 
-call = register(Op("call", "structural", _call_shape, lambda *arguments, graph: tuple(run_graph(graph, arguments)),
-                   _call_grad, lambda inputs, outputs, params: graph_flops(params["graph"]), multiple=True,
-                   doc="Apply a graph; backends inline it."))
+call: MultipleOp = register_multiple(Op(
+    "call", "structural", _call_shape, lambda *arguments, graph: tuple(run_graph(graph, arguments)),
+    _call_grad, lambda inputs, outputs, params: graph_flops(params["graph"]), multiple=True,
+    doc="Apply a graph; backends inline it."))
 
 
 # --- scan ------------------------------------------------------------------------------------------------------------
@@ -112,9 +113,10 @@ def _scan_grad(cts: Sequence[Array | None], outs: Sequence[Array], *arguments: A
     return (*ct_fixed, *ct_carry, *ct_xs)
 
 
-_scan = register(Op("scan", "structural", _scan_shape, _scan_numpy, _scan_grad,
-                    lambda inputs, outputs, params: params["length"] * graph_flops(params["body"]), multiple=True,
-                    doc="Carry a state over a leading axis; the body is a graph."))
+_scan: MultipleOp = register_multiple(Op(
+    "scan", "structural", _scan_shape, _scan_numpy, _scan_grad,
+    lambda inputs, outputs, params: params["length"] * graph_flops(params["body"]), multiple=True,
+    doc="Carry a state over a leading axis; the body is a graph."))
 
 
 def scan(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any = None, *, length: int | None = None,
@@ -156,18 +158,20 @@ def _custom_numpy(*arguments: Any, function: Callable[..., Any], avals: tuple[Av
     return results if isinstance(results, tuple) else (results,)
 
 
-custom_call = register(Op("custom_call", "structural", lambda *arguments, function, avals: tuple(avals), _custom_numpy,
-                          multiple=True, doc="A host function of numpy arrays with declared results; no gradient."))
+custom_call: MultipleOp = register_multiple(Op(
+    "custom_call", "structural", lambda *arguments, function, avals: tuple(avals), _custom_numpy,
+    multiple=True, doc="A host function of numpy arrays with declared results; no gradient."))
 
 
 def _all_reduce_numpy(x: Any, *, group: Callable[[Any], Any] | None) -> tuple[Any, ...]:
     return (x if group is None else group(x),)
 
 
-all_reduce = register(Op("all_reduce", "structural", lambda x, *, group: (x,), _all_reduce_numpy,
-                         lambda cts, outs, x, *, group: (all_reduce(cts[0], group=group)[0],), multiple=True,
-                         samples=lambda: [Sample((np.arange(3.0),), {"group": None})],
-                         doc="Sum over the replicas of a group (the identity where there is one replica)."))
+all_reduce: MultipleOp = register_multiple(Op(
+    "all_reduce", "structural", lambda x, *, group: (x,), _all_reduce_numpy,
+    lambda cts, outs, x, *, group: (all_reduce(cts[0], group=group)[0],), multiple=True,
+    samples=lambda: [Sample((np.arange(3.0),), {"group": None})],
+    doc="Sum over the replicas of a group (the identity where there is one replica)."))
 
 
 def unroll(arguments: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array, ...]:
@@ -181,6 +185,8 @@ def unroll(arguments: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array
     for step in reversed(steps) if params["reverse"] else steps:
         out = call_graph(body, [*fixed, *carry, *(x[step] for x in sequences)])
         carry, results[step] = out[:carries], out[carries:]
+    if not steps:
+        return (*carry, *(zeros((0, *value.aval.shape), value.aval.dtype) for value in body.outputs[carries:]))
     columns = [[results[step][index] for step in steps] for index in range(len(body.outputs) - carries)]
     return (*carry, *(stack(column) if column[0].ndim else concatenate([y.reshape(1) for y in column])
                       for column in columns))

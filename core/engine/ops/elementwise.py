@@ -5,11 +5,11 @@ Invariant: operands have one dtype and one shape when an op is applied; `prepare
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from core.engine import dtypes
 from core.engine.array import Array, as_array, promote
@@ -50,8 +50,8 @@ def _floats(name: str) -> Callable[..., Aval]:
     return shape
 
 
-def _unary(name: str, numpy: Callable[..., Any], grad: Callable[..., Any] | None, flops: int = 1, any_kind: bool = False,
-           samples: Callable[[], list[Sample]] = _random, doc: str = "") -> Op:
+def _unary(name: str, numpy: Callable[..., Any], grad: Callable[..., Any] | None, flops: int = 1, *,
+           any_kind: bool = False, samples: Callable[[], list[Sample]] = _random, doc: str = "") -> Op:
     def rule(ct: Array, out: Array, x: Array) -> tuple[Array]:
         assert grad is not None
         return (grad(ct, out, x),)
@@ -59,6 +59,16 @@ def _unary(name: str, numpy: Callable[..., Any], grad: Callable[..., Any] | None
     return register(Op(name, "unary", _same(name) if any_kind else _floats(name), numpy, rule if grad else None,
                        lambda inputs, outputs, params: flops * outputs[0].size, samples,
                        lambda x: (as_array(x),), doc=doc))
+
+
+def _special(name: str) -> Callable[..., Any]:
+    """A function of scipy.special, imported when it is first called because that takes longer than the engine."""
+    def rule(x: Any) -> Any:
+        from scipy import special
+
+        return getattr(special, name)(x)
+
+    return rule
 
 
 def _positive() -> list[Sample]:
@@ -74,9 +84,10 @@ log = _unary("log", np.log, lambda ct, out, x: ct / x, 12, samples=_positive)
 log1p = _unary("log1p", np.log1p, lambda ct, out, x: ct / (x + 1), 14, samples=_positive)
 sqrt = _unary("sqrt", np.sqrt, lambda ct, out, x: ct * 0.5 / out, 4, samples=_positive)
 tanh = _unary("tanh", np.tanh, lambda ct, out, x: ct * (1 - out * out), 14)
-logistic = _unary("logistic", special.expit, lambda ct, out, x: ct * out * (1 - out), 12, doc="1 / (1 + exp(-x)).")
-erf = _unary("erf", special.erf, lambda ct, out, x: ct * (2 / np.sqrt(np.pi)) * exp(-x * x), 20)
-sin = _unary("sin", np.sin, lambda ct, out, x: ct * sin(x + np.pi / 2), 14)
+
+logistic = _unary("logistic", _special("expit"), lambda ct, out, x: ct * out * (1 - out), 12, doc="1 / (1 + exp(-x)).")
+erf = _unary("erf", _special("erf"), lambda ct, out, x: ct * (2 / math.sqrt(math.pi)) * exp(-x * x), 20)
+sin: Op = _unary("sin", np.sin, lambda ct, out, x: ct * sin(x + np.pi / 2), 14)
 
 
 def _binary(name: str, numpy: Callable[..., Any], grad: Callable[..., tuple[Array, Array]], flops: int = 1,
@@ -126,9 +137,10 @@ def _compare_samples() -> list[Sample]:
     return [Sample((a, b), {"kind": kind}) for kind in _COMPARE]
 
 
-compare = register(Op("compare", "logic", _compare_shape, lambda a, b, kind: _COMPARE[kind](a, b), None, elements,
-                      _compare_samples, lambda a, b: broadcast_together(*promote(a, b)),
-                      doc="Kinds lt, le, gt, ge, eq, ne; NaN compares as in IEEE 754."))
+compare: Op = register(Op(
+    "compare", "logic", _compare_shape, lambda a, b, kind: _COMPARE[kind](a, b), None, elements,
+    _compare_samples, lambda a, b: broadcast_together(*promote(a, b)),
+    doc="Kinds lt, le, gt, ge, eq, ne; NaN compares as in IEEE 754."))
 
 
 def _booleans(name: str) -> Callable[..., Aval]:
@@ -150,12 +162,15 @@ def _boolean_samples(count: int) -> Callable[[], list[Sample]]:
     return samples
 
 
-logical_and = register(Op("and", "logic", _booleans("and"), np.logical_and, None, elements, _boolean_samples(2),
-                          lambda a, b: broadcast_together(as_array(a), as_array(b))))
-logical_or = register(Op("or", "logic", _booleans("or"), np.logical_or, None, elements, _boolean_samples(2),
-                         lambda a, b: broadcast_together(as_array(a), as_array(b))))
-logical_not = register(Op("not", "logic", _booleans("not"), np.logical_not, None, elements, _boolean_samples(1),
-                          lambda x: (as_array(x),)))
+logical_and: Op = register(Op(
+    "and", "logic", _booleans("and"), np.logical_and, None, elements, _boolean_samples(2),
+    lambda a, b: broadcast_together(as_array(a), as_array(b))))
+logical_or: Op = register(Op(
+    "or", "logic", _booleans("or"), np.logical_or, None, elements, _boolean_samples(2),
+    lambda a, b: broadcast_together(as_array(a), as_array(b))))
+logical_not: Op = register(Op(
+    "not", "logic", _booleans("not"), np.logical_not, None, elements, _boolean_samples(1),
+    lambda x: (as_array(x),)))
 
 
 def _select_shape(condition: Aval, a: Aval, b: Aval) -> Aval:
@@ -179,8 +194,9 @@ def _select_prepare(condition: Any, a: Any, b: Any) -> tuple[Array, ...]:
     return broadcast_together(as_array(condition), *promote(a, b))
 
 
-select = register(Op("select", "elementwise", _select_shape, np.where, _select_grad, elements, _select_samples,
-                     _select_prepare, doc="a where the condition holds, b elsewhere."))
+select: Op = register(Op(
+    "select", "elementwise", _select_shape, np.where, _select_grad, elements, _select_samples,
+    _select_prepare, doc="a where the condition holds, b elsewhere."))
 
 
 def _convert_numpy(x: Any, *, dtype: dtypes.DType) -> Any:
@@ -201,7 +217,8 @@ def _convert_samples() -> list[Sample]:
                                                               dtypes.bool_, dtypes.bfloat16)]
 
 
-convert = register(Op("convert", "elementwise", lambda x, *, dtype: Aval(as_dtype(dtype), x.shape), _convert_numpy,
-                      lambda ct, out, x, *, dtype: (convert(ct, dtype=x.dtype) if as_dtype(dtype).is_float else None,),
-                      elements, _convert_samples, lambda x: (as_array(x),),
-                      doc="To another dtype; float to integer truncates, saturates, and takes NaN to 0."))
+convert: Op = register(Op(
+    "convert", "elementwise", lambda x, *, dtype: Aval(as_dtype(dtype), x.shape), _convert_numpy,
+    lambda ct, out, x, *, dtype: (convert(ct, dtype=x.dtype) if as_dtype(dtype).is_float else None,),
+    elements, _convert_samples, lambda x: (as_array(x),),
+    doc="To another dtype; float to integer truncates, saturates, and takes NaN to 0."))

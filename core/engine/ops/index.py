@@ -19,7 +19,7 @@ from core.engine.graph import Aval
 from core.engine.ops.elementwise import select
 from core.engine.ops.reduce import identity
 from core.engine.ops.shape import arange, full_like, moveaxis, ones, reshape, slice
-from core.engine.ops.table import Op, Sample, register, require
+from core.engine.ops.table import MultipleOp, Op, Sample, register, register_multiple, require
 
 
 def _normal(*shape: int) -> Any:
@@ -52,7 +52,7 @@ def _gather_grad(ct: Array, out: Array, x: Array, indices: Array, *, axis: int) 
     return scatter_add(full_like(x, 0.0), indices, ct, axis=axis), None
 
 
-gather = register(Op(
+gather: Op = register(Op(
     "gather", "index", _gather_shape, _gather_numpy, _gather_grad,
     samples=lambda: [Sample((_normal(5, 3), _indices(4, 0, 0, -1, 5, 2)), {"axis": 0}),
                      Sample((_normal(2, 5, 3), _indices(4, 1, 1).reshape(3, 1)), {"axis": 1}),
@@ -81,7 +81,7 @@ def _scatter_grad(ct: Array, out: Array, x: Array, indices: Array, updates: Arra
     return ct, None, gather(ct, indices, axis=axis)
 
 
-scatter_add = register(Op(
+scatter_add: Op = register(Op(
     "scatter_add", "index", _scatter_shape, _scatter_numpy, _scatter_grad,
     lambda inputs, outputs, params: inputs[2].size,
     lambda: [Sample((_normal(5, 3), _indices(4, 0, 0, -1, 5, 2), _normal(6, 3)), {"axis": 0}),
@@ -135,7 +135,7 @@ def _segment_grad(ct: Array, out: Array, data: Array, ids: Array, *, count: int,
     return chosen * gather(share, ids, axis=0), None
 
 
-segment_reduce = register(Op(
+segment_reduce: Op = register(Op(
     "segment_reduce", "index", _segment_shape, _segment_numpy, _segment_grad,
     lambda inputs, outputs, params: inputs[0].size,
     lambda: [Sample((_normal(7, 3), _indices(0, 0, 2, 1, 2, 9, -1)), {"count": 3, "kind": kind})
@@ -147,7 +147,7 @@ segment_reduce = register(Op(
 
 def segment_sum(data: Any, ids: Any, count: int) -> Array:
     """Sum of the rows of each segment."""
-    return segment_reduce(data, ids, count=count, kind="sum")  # type: ignore[no-any-return]
+    return segment_reduce(data, ids, count=count, kind="sum")
 
 
 def segment_mean(data: Any, ids: Any, count: int) -> Array:
@@ -190,7 +190,7 @@ def _sort_grad(cts: tuple[Array, Any], outs: tuple[Array, Array], x: Array, *, a
     return (take_along(cts[0], inverse, axis),)
 
 
-sort = register(Op(
+sort: MultipleOp = register_multiple(Op(
     "sort", "index", _sort_shape, _sort_numpy, _sort_grad,
     lambda inputs, outputs, params: inputs[0].size * max(inputs[0].shape[params["axis"]].bit_length(), 1),
     lambda: [Sample((_normal(4, 5),), {"axis": axis}) for axis in (0, 1)] + [Sample((_normal(1),), {"axis": 0})],
@@ -217,7 +217,9 @@ def index(x: Array, key: Any) -> Array:
         raise ShapeError(f"ShapeError in indexing: {x.aval} has fewer axes than the index {key!r}")
     place = next(number for number, entry in enumerate(keys) if entry is Ellipsis)
     keys[place:place + 1] = [np.s_[:]] * fill
-    start, stop, step, shape, arrays = [], [], [], [], []
+    spans: list[tuple[int, int, int]] = []
+    shape: list[int] = []
+    arrays: list[tuple[int, Array]] = []
     axis = 0
     for entry in keys:
         if entry is None:
@@ -239,14 +241,14 @@ def index(x: Array, key: Any) -> Array:
                 raise ShapeError("ShapeError in indexing: a slice has a positive step; mirror an axis with ops.mirror")
             span = (span[0], max(span[0], span[1]), span[2])
             shape.append(-(-(span[1] - span[0]) // span[2]))
-        for record, part in zip((start, stop, step), span, strict=True):
-            record.append(part)
+        spans.append(span)
         axis += 1
     if len(arrays) > 1:
         raise ShapeError("ShapeError in indexing: one integer array at a time")
     out = x
-    if (tuple(start), tuple(stop), tuple(step)) != ((0,) * x.ndim, x.shape, (1,) * x.ndim):
-        out = slice(x, start=tuple(start), stop=tuple(stop), step=tuple(step))
+    if spans != [(0, extent, 1) for extent in x.shape]:
+        start, stop, step = zip(*spans, strict=True)
+        out = slice(x, start=start, stop=stop, step=step)
     out = reshape(out, shape=tuple(shape)) if tuple(shape) != out.shape else out
     for position, chosen in arrays:
         out = gather(out, chosen, axis=position)

@@ -46,7 +46,7 @@ def _bits_numpy(key: Any, *, shape: tuple[int, ...]) -> Any:
     return words.reshape(shape)
 
 
-random_bits = register(Op(
+random_bits: Op = register(Op(
     "random_bits", "random", _bits_shape, _bits_numpy, flops=lambda inputs, outputs, params: 80 * outputs[0].size,
     samples=lambda: [Sample((np.array([7, 9], np.uint32),), {"shape": shape}) for shape in ((3, 5), (1,), (), (33,))],
     doc="Element i is the first word of threefry2x32(key, i)."))

@@ -42,7 +42,7 @@ def identity(kind: str, dtype: DType) -> Any:
 
 def _reduce_shape(x: Aval, *, axes: tuple[int, ...], kind: str) -> Aval:
     require(kind in ("sum", "max", "min"), "reduce", "kind is sum, max or min", kind=kind)
-    require(len(axes) > 0 and list(axes) == sorted(set(axes)) and 0 <= axes[0] and axes[-1] < x.ndim, "reduce",
+    require(len(axes) > 0 and list(axes) == sorted(set(axes)) and axes[0] >= 0 and axes[-1] < x.ndim, "reduce",
             "axes are increasing axes of x", x=x, axes=axes)
     require(kind != "sum" or x.dtype is not dtypes.bool_, "reduce", "bool has no sum", "convert it to i32 first", x=x)
     return Aval(x.dtype, tuple(extent for axis, extent in enumerate(x.shape) if axis not in axes))
@@ -60,7 +60,7 @@ def _reduce_numpy(x: Any, *, axes: tuple[int, ...], kind: str) -> Any:
 def _spread(y: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """Repeat a reduced array over the axes that were reduced."""
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    return broadcast(y, shape=x.shape, axes=kept)  # type: ignore[no-any-return]
+    return broadcast(y, shape=x.shape, axes=kept)
 
 
 def _reduce_grad(ct: Array, out: Array, x: Array, *, axes: tuple[int, ...], kind: str) -> tuple[Array]:
@@ -71,7 +71,7 @@ def _reduce_grad(ct: Array, out: Array, x: Array, *, axes: tuple[int, ...], kind
     return (chosen * _spread(share, x, axes),)
 
 
-reduce = register(Op(
+reduce: Op = register(Op(
     "reduce", "reduce", _reduce_shape, _reduce_numpy, _reduce_grad, lambda inputs, outputs, params: inputs[0].size,
     lambda: [Sample((_normal(*shape),), {"axes": axes, "kind": kind}) for kind in ("sum", "max", "min")
              for shape, axes in (((3, 4), (1,)), ((3, 4), (0,)), ((3, 4), (0, 1)), ((2, 3, 5), (0, 2)), ((2, 3, 5), (1,)),
@@ -91,7 +91,7 @@ def _reduced(x: Any, axis: Any, keepdims: bool, kind: str) -> Array:
     out = reduce(x, axes=axes, kind=kind) if axes else x
     if keepdims:
         out = reshape(out, shape=tuple(1 if index in axes else extent for index, extent in enumerate(x.shape)))
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
@@ -112,7 +112,7 @@ def amin(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
     """Mean over one axis, several, or all."""
     x = as_array(x)
-    count = math.prod(x.shape[index] for index in _axes(x, axis))
+    count: int = math.prod(x.shape[index] for index in _axes(x, axis))
     return sum(x, axis, keepdims) * (1.0 / max(count, 1))
 
 
@@ -124,7 +124,7 @@ def _argreduce_shape(x: Aval, *, axis: int, kind: str) -> Aval:
     return Aval(dtypes.int32, (*x.shape[:axis], *x.shape[axis + 1:]))
 
 
-argreduce = register(Op(
+argreduce: Op = register(Op(
     "argreduce", "reduce", _argreduce_shape,
     lambda x, *, axis, kind: (np.argmax if kind == "max" else np.argmin)(x, axis), None,
     lambda inputs, outputs, params: inputs[0].size,
@@ -135,7 +135,7 @@ argreduce = register(Op(
 def argmax(x: Any, axis: int = -1) -> Array:
     """Index of the largest element along an axis."""
     x = as_array(x)
-    return argreduce(x, axis=axis % x.ndim, kind="max")  # type: ignore[no-any-return]
+    return argreduce(x, axis=axis % x.ndim, kind="max")
 
 
 def _cumsum_shape(x: Aval, *, axis: int, reverse: bool) -> Aval:
@@ -149,7 +149,7 @@ def _cumsum_numpy(x: Any, *, axis: int, reverse: bool) -> Any:
     return np.cumsum(x, axis, dtype=x.dtype)
 
 
-cumsum = register(Op(
+cumsum: Op = register(Op(
     "cumsum", "reduce", _cumsum_shape, _cumsum_numpy,
     lambda ct, out, x, *, axis, reverse: (cumsum(ct, axis=axis, reverse=not reverse),),
     lambda inputs, outputs, params: inputs[0].size,
@@ -173,8 +173,8 @@ def _window_out(op: str, x: Aval, size: tuple[int, ...], stride: tuple[int, ...]
             "one size > 0, stride > 0 and (low, high) padding smaller than the size for every axis", x=x, size=size,
             stride=stride, padding=padding)
     out = tuple(map(window_extent, x.shape, size, stride, padding))
-    require(all(extent > 0 for extent in out), op, "the padded input holds at least one window", x=x, size=size,
-            padding=padding)
+    require(all(extent > 0 or n == 0 for extent, n in zip(out, x.shape, strict=True)), op,
+            "the padded input holds at least one window", x=x, size=size, padding=padding)
     return out
 
 
@@ -241,7 +241,7 @@ def _window_samples() -> list[Sample]:
     return samples
 
 
-window = register(Op(
+window: Op = register(Op(
     "window", "reduce", _window_shape, _window_numpy, _window_vjp,
     lambda inputs, outputs, params: outputs[0].size * math.prod(params["size"]), _window_samples,
     lambda *operands: tuple(as_array(operand) for operand in operands),
@@ -278,7 +278,7 @@ def _window_grad_samples() -> list[Sample]:
     return samples
 
 
-window_grad = register(Op(
+window_grad: Op = register(Op(
     "window_grad", "reduce", _window_grad_shape, _window_grad_numpy, _window_grad_vjp,
     lambda inputs, outputs, params: inputs[1].size * math.prod(params["size"]), _window_grad_samples,
     doc="Adjoint of window in the array that is summed or picked from."))

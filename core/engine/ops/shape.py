@@ -5,6 +5,7 @@ Invariant: no element is changed; each gradient is another op of this file or a 
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from core.engine.dtypes import DType, as_dtype
 from core.engine.graph import Aval
 from core.engine.ops.table import Op, Sample, register, require
 
+_python_slice = builtins.slice
 
 def _normal(*shape: int) -> Any:
     return np.random.default_rng(math.prod(shape)).normal(size=shape)
@@ -48,7 +50,7 @@ def _broadcast_grad(ct: Array, out: Array, x: Array, *, shape: tuple[int, ...], 
     return (reshape(total, shape=x.shape),)
 
 
-broadcast = register(Op(
+broadcast: Op = register(Op(
     "broadcast", "shape", _broadcast_shape, _broadcast_numpy, _broadcast_grad,
     samples=lambda: [Sample((_normal(3),), {"shape": (2, 3), "axes": (1,)}),
                      Sample((_normal(3, 1),), {"shape": (3, 4), "axes": (0, 1)}),
@@ -59,11 +61,10 @@ broadcast = register(Op(
 
 def broadcast_to(x: Any, shape: Sequence[int]) -> Array:
     """Broadcast as numpy does: axes are aligned at the end."""
-    x = as_array(x)
-    shape = tuple(int(extent) for extent in shape)
-    if x.shape == shape:
-        return x
-    return broadcast(x, shape=shape, axes=tuple(range(len(shape) - x.ndim, len(shape))))  # type: ignore[no-any-return]
+    given, shape = as_array(x), tuple(int(extent) for extent in shape)
+    if given.shape == shape:
+        return given
+    return broadcast(given, shape=shape, axes=tuple(range(len(shape) - given.ndim, len(shape))))
 
 
 def broadcast_together(*arrays: Array) -> tuple[Array, ...]:
@@ -104,7 +105,7 @@ def _reshape_shape(x: Aval, *, shape: tuple[int, ...]) -> Aval:
     return Aval(x.dtype, tuple(shape))
 
 
-reshape = register(Op(
+reshape: Op = register(Op(
     "reshape", "shape", _reshape_shape, lambda x, *, shape: x.reshape(shape),
     lambda ct, out, x, *, shape: (reshape(ct, shape=x.shape),),
     samples=lambda: [Sample((_normal(3, 4),), {"shape": (2, 6)}), Sample((_normal(6),), {"shape": (1, 6, 1)}),
@@ -117,7 +118,7 @@ def _transpose_shape(x: Aval, *, axes: tuple[int, ...]) -> Aval:
     return Aval(x.dtype, tuple(x.shape[axis] for axis in axes))
 
 
-transpose = register(Op(
+transpose: Op = register(Op(
     "transpose", "shape", _transpose_shape, lambda x, *, axes: np.ascontiguousarray(np.transpose(x, axes)),
     lambda ct, out, x, *, axes: (transpose(ct, axes=tuple(int(axis) for axis in np.argsort(axes))),),
     samples=lambda: [Sample((_normal(3, 4),), {"axes": (1, 0)}), Sample((_normal(2, 3, 4),), {"axes": (2, 0, 1)}),
@@ -129,7 +130,7 @@ def moveaxis(x: Array, source: int, destination: int) -> Array:
     """Move one axis, the others keep their order."""
     order = [axis for axis in range(x.ndim) if axis != source % x.ndim]
     order.insert(destination % x.ndim, source % x.ndim)
-    return transpose(x, axes=tuple(order))  # type: ignore[no-any-return]
+    return transpose(x, axes=tuple(order))
 
 
 # --- slice, pad, concat ----------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def _slice_grad(ct: Array, out: Array, x: Array, *, start: tuple[int, ...], stop
     return (pad(ct, 0.0, low=tuple(start), high=high, interior=tuple(s - 1 for s in step)),)
 
 
-slice = register(Op(
+slice: Op = register(Op(
     "slice", "shape", _slice_shape,
     lambda x, *, start, stop, step: np.ascontiguousarray(x[tuple(map(_python_slice, start, stop, step))]),
     _slice_grad,
@@ -156,8 +157,6 @@ slice = register(Op(
                      Sample((_normal(7,),), {"start": (1,), "stop": (7,), "step": (3,)}),
                      Sample((_normal(4, 3),), {"start": (0, 2), "stop": (4, 3), "step": (2, 1)})],
     prepare=lambda x: (as_array(x),)))
-_python_slice = type(np.s_[:])
-
 
 def _pad_shape(x: Aval, value: Aval, *, low: tuple[int, ...], high: tuple[int, ...], interior: tuple[int, ...]) -> Aval:
     require(len(low) == len(high) == len(interior) == x.ndim and all(gap >= 0 for gap in interior)
@@ -197,7 +196,7 @@ def _pad_prepare(x: Any, value: Any) -> tuple[Array, Array]:
     return x, as_array(value, x.dtype)
 
 
-pad = register(Op(
+pad: Op = register(Op(
     "pad", "shape", _pad_shape, _pad_numpy, _pad_grad,
     samples=lambda: [Sample((_normal(3, 2), np.array(0.5)), {"low": (1, 0), "high": (2, 3), "interior": (0, 0)}),
                      Sample((_normal(4), np.array(0.0)), {"low": (2,), "high": (1,), "interior": (2,)}),
@@ -223,7 +222,7 @@ def _concat_grad(ct: Array, out: Array, *parts: Array, axis: int) -> tuple[Array
     return tuple(grads)
 
 
-concat = register(Op(
+concat: Op = register(Op(
     "concat", "shape", _concat_shape, lambda *parts, axis: np.concatenate(parts, axis), _concat_grad,
     samples=lambda: [Sample((_normal(2, 3), _normal(1, 3), _normal(4, 3)), {"axis": 0}),
                      Sample((_normal(2, 3), _normal(2, 1)), {"axis": 1}), Sample((_normal(2),), {"axis": 0})]))
@@ -231,7 +230,7 @@ concat = register(Op(
 
 def concatenate(parts: Sequence[Array], axis: int = 0) -> Array:
     """Join arrays along an existing axis."""
-    return concat(*parts, axis=axis % parts[0].ndim)  # type: ignore[no-any-return]
+    return concat(*parts, axis=axis % parts[0].ndim)
 
 
 def stack(parts: Sequence[Array], axis: int = 0) -> Array:
@@ -242,14 +241,14 @@ def stack(parts: Sequence[Array], axis: int = 0) -> Array:
 def expand(x: Array, axis: int) -> Array:
     """Put an axis of 1 at a position."""
     axis %= x.ndim + 1
-    return reshape(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))  # type: ignore[no-any-return]
+    return reshape(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
 
 
 def take_range(x: Array, axis: int, begin: int, end: int) -> Array:
     """The part begin..end-1 of one axis."""
     start = tuple(begin if index == axis else 0 for index in range(x.ndim))
     stop = tuple(end if index == axis else extent for index, extent in enumerate(x.shape))
-    return slice(x, start=start, stop=stop, step=(1,) * x.ndim)  # type: ignore[no-any-return]
+    return slice(x, start=start, stop=stop, step=(1,) * x.ndim)
 
 
 # --- iota ------------------------------------------------------------------------------------------------------------
@@ -259,15 +258,16 @@ def _iota_numpy(*, shape: tuple[int, ...], axis: int, dtype: DType) -> Any:
     return np.ascontiguousarray(np.broadcast_to(np.arange(shape[axis]).astype(dtype.storage).reshape(aligned), shape))
 
 
-iota = register(Op("iota", "shape", lambda *, shape, axis, dtype: Aval(dtype, tuple(shape)), _iota_numpy,
-                   samples=lambda: [Sample((), {"shape": (3, 4), "axis": axis, "dtype": dtype})
-                                    for axis in (0, 1) for dtype in (dtypes.int32, dtypes.float32)],
-                   doc="The index along one axis."))
+iota: Op = register(Op(
+    "iota", "shape", lambda *, shape, axis, dtype: Aval(dtype, tuple(shape)), _iota_numpy,
+    samples=lambda: [Sample((), {"shape": (3, 4), "axis": axis, "dtype": dtype})
+                     for axis in (0, 1) for dtype in (dtypes.int32, dtypes.float32)],
+    doc="The index along one axis."))
 
 
 def arange(count: int, dtype: Any = dtypes.int32) -> Array:
     """0, 1, ..., count-1."""
-    return iota(shape=(count,), axis=0, dtype=as_dtype(dtype))  # type: ignore[no-any-return]
+    return iota(shape=(count,), axis=0, dtype=as_dtype(dtype))
 
 
 # --- dynamic ---------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def _index(value: int) -> Any:
     return np.array(value, np.int32)
 
 
-dynamic_slice = register(Op(
+dynamic_slice: Op = register(Op(
     "dynamic_slice", "dynamic", _dynamic_slice_shape,
     lambda x, *starts, sizes: np.ascontiguousarray(x[_window(x.shape, starts, sizes)]), _dynamic_slice_grad,
     samples=lambda: [Sample((_normal(5, 4), _index(begin), _index(1)), {"sizes": (2, 3)}) for begin in (0, 2, 9, -4)],
@@ -320,7 +320,7 @@ def _dynamic_update_grad(ct: Array, out: Array, x: Array, update: Array, *starts
     return (dynamic_update(ct, full_like(update, 0.0), *starts), dynamic_slice(ct, *starts, sizes=update.shape), *nones)
 
 
-dynamic_update = register(Op(
+dynamic_update: Op = register(Op(
     "dynamic_update", "dynamic", _dynamic_update_shape, _dynamic_update_numpy, _dynamic_update_grad,
     samples=lambda: [Sample((_normal(5, 4), _normal(2, 3), _index(begin), _index(1))) for begin in (0, 2, 9, -4)],
     doc="x with a window replaced; starts are clamped so that the update fits."))

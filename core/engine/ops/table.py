@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.engine import dtypes
+from core.engine.array import Array
 from core.engine.errors import ShapeError, compose
 from core.engine.graph import Aval
 
@@ -57,15 +58,18 @@ class Op:
     multiple: bool = False
     doc: str = ""
 
-    def __call__(self, *inputs: Any, **params: Any) -> Any:
+    def __call__(self, *inputs: Any, **params: Any) -> Array:
         from core.engine.trace import apply
 
-        return apply(self, self.prepare(*inputs) if self.prepare else inputs, params)
+        output: Array = apply(self, self.prepare(*inputs) if self.prepare else inputs, params)
+        return output
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
 
 
+MultipleOp = Callable[..., tuple[Array, ...]]
+"""An op of several outputs, as its callers see it."""
 TABLE: dict[str, Op] = {}
 
 
@@ -74,6 +78,11 @@ def register(op: Op) -> Op:
     assert op.name not in TABLE, f"op {op.name} exists"
     TABLE[op.name] = op
     return op
+
+
+def register_multiple(op: Op) -> MultipleOp:
+    """Put an op that is `multiple` into the table: as `register`, but typed by what a call of it gives."""
+    return cast(MultipleOp, register(op))
 
 
 def infer(op: Op, avals: Sequence[Aval], params: Mapping[str, Any]) -> tuple[Aval, ...]:
@@ -100,7 +109,8 @@ def _store(array: Any, aval: Aval) -> NDArray[Any]:
         array = dtypes.encode_bfloat16(array.astype(np.float32))
     if array.dtype != aval.dtype.storage:
         array = array.astype(aval.dtype.storage)
-    return array.reshape(aval.shape)
+    stored: NDArray[Any] = array.reshape(aval.shape)
+    return stored
 
 
 def require(condition: bool, op: str, rule: str, hint: str = "", /, **operands: Any) -> None:

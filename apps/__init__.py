@@ -1,0 +1,1 @@
+"""The applications that stand on the engine; they never import each other."""

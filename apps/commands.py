@@ -1,0 +1,217 @@
+"""What each command does, once its words are understood.
+
+Invariant: a command gives an `Outcome` or raises; it prints no results and chooses no exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.app import App, Command, Report, config_values, dump_config, load, load_config
+from apps.progress import LOGGER, display
+from core.engine.errors import ConfigError, DataError, compose
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did.
+
+    Attributes
+    ----------
+    numbers : results by name
+    written : the run, folder or file that holds the rest
+    refused : items of the input that were refused
+    refusals : where they are listed
+    """
+
+    numbers: Mapping[str, Any]
+    written: Path | None = None
+    refused: int = 0
+    refusals: Path | None = None
+
+
+def train(app: App, data: Sequence[Path], out: Path | None, config_file: Path | None, given: Mapping[str, Any], *,
+          resume: bool, json_lines: bool, words: Sequence[str]) -> Outcome:
+    """Train, or go on training, in the run `out`.
+
+    Parameters
+    ----------
+    given : settings of the command line by field name
+    words : the command line, for the record
+    """
+    from core.engine.backends import backend
+    from core.engine.refusals import Refusals
+    from core.engine.run import RunDirectory
+
+    if out is None:
+        raise ConfigError("--out is missing: the directory of the run")
+    _check_inputs(data)
+    config_type = load(app.config)
+    if resume:
+        config = _same_config(config_type, RunDirectory.open(out).config_path, config_file, given)
+        run = RunDirectory.resume(out, data)
+    else:
+        config = load_config(config_type, config_file, given)
+        backend(config.device)
+        run = RunDirectory.create(out, app=app.name, command=words, config=config_values(config),
+                                  config_text=dump_config(config), data=data)
+    refusals = run.path / "refused.csv"
+    if run.status == "finished":
+        LOGGER.info("%s is finished; there is nothing left to do", run.path)
+        run.close()
+        return Outcome(run.record["result"], run.path, run.record["refused"], refusals)
+    with run.training():
+        with Refusals(refusals) as refused:
+            training = load(app.train.function)(data=tuple(data), config=config, run=run, refused=refused)
+            report = _watch(training, json_lines)
+        report.save(run.report_path)
+        run.finish(report.numbers, refused.count)
+    return Outcome(report.numbers, run.path, refused.count, refusals)
+
+
+def _watch(training: Generator[Any, None, Report], json_lines: bool) -> Report:
+    """Show the progress of a training to its end; gives its report."""
+    shown = display(json_lines)
+    try:
+        while True:
+            shown.show(next(training))
+    except StopIteration as end:
+        return end.value
+    finally:
+        shown.close()
+
+
+def _same_config(config_type: type, stored: Path, config_file: Path | None, given: Mapping[str, Any]) -> Any:
+    """The config of a run, if the command line does not ask for another."""
+    config = load_config(config_type, stored)
+    wanted = load_config(config_type, config_file or stored, given)
+    was, now = config_values(config), config_values(wanted)
+    changed = [name for name in was if was[name] != now[name]]
+    rows = [(name, f"{now[name]} is asked for, the run began with {was[name]}") for name in changed]
+    if rows:
+        raise ConfigError(compose("--resume goes on with the settings that the run began with", [
+            *rows, ("hint", "leave these settings out, or start a new run")]))
+    return config
+
+
+def dry_run(app: App, data: Sequence[Path], config_file: Path | None, given: Mapping[str, Any]) -> Outcome:
+    """One sample through every stage; nothing is written."""
+    _check_inputs(data)
+    config = load_config(load(app.config), config_file, given)
+    return Outcome({name: str(shape) for name, shape in load(app.dry_run)(data=tuple(data), config=config).items()})
+
+
+def evaluate(app: App, run_path: Path, data: Sequence[Path], out: Path | None, given: Mapping[str, Any]) -> Outcome:
+    """Evaluate the model of a run on data; the report goes to a folder."""
+    from core.engine.refusals import Refusals
+    from core.engine.run import RunDirectory
+
+    _check_inputs(data)
+    run = RunDirectory.open(run_path)
+    out = out or run.report_path
+    out.mkdir(parents=True, exist_ok=True)
+    with Refusals(out / "refused.csv") as refused:
+        report = _call(app.evaluate, given, run=run, config=load_config(load(app.config), run.config_path),
+                       data=tuple(data), out=out, refused=refused)
+    report.save(out)
+    return Outcome(report.numbers, out, refused.count, refused.path)
+
+
+def predict(app: App, run_path: Path, source: Path, out: Path, given: Mapping[str, Any]) -> Outcome:
+    """Predict for an input; the predictions go to a file."""
+    from core.engine.run import RunDirectory
+
+    _check_inputs([source])
+    run = RunDirectory.open(run_path)
+    return _convert(app.predict, source, out, given, run=run, config=load_config(load(app.config), run.config_path))
+
+
+def extra(command: Command, source: Path, out: Path, given: Mapping[str, Any]) -> Outcome:
+    """A command of an app's own."""
+    _check_inputs([source])
+    return _convert(command, source, out, given)
+
+
+def sample(app: App, out: Path, given: Mapping[str, Any]) -> Outcome:
+    """A small data set of the app."""
+    return Outcome(_call(app.sample, given, out=out).numbers, out)
+
+
+def _convert(command: Command, source: Path, out: Path, given: Mapping[str, Any], **arguments: Any) -> Outcome:
+    """Run a command that makes `out` from an input."""
+    from core.engine.refusals import Refusals
+
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out} lies in a folder that does not exist")
+    with Refusals(_refusals_beside(out)) as refused:
+        report = _call(command, given, input=source, out=out, refused=refused, **arguments)
+    return Outcome(report.numbers, out, refused.count, refused.path)
+
+
+def _refusals_beside(out: Path) -> Path:
+    """``refused.csv`` in the folder of `out`; in a run, which has a list of that name, one named after `out`."""
+    path = out.with_name("refused.csv")
+    if out == path:
+        raise ConfigError(f"--out {out} is the name of the list of refused items; choose another")
+    return out.with_suffix(".refused.csv") if (out.parent / "run.json").exists() else path
+
+
+def _call(command: Command, given: Mapping[str, Any], **arguments: Any) -> Report:
+    if command.settings:
+        arguments["settings"] = load_config(load(command.settings), None, given)
+    return load(command.function)(**arguments)
+
+
+def _check_inputs(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"there is no file or folder {path}")
+
+
+def demo(out: Path | None) -> Outcome:
+    """The main job, end to end."""
+    report = load("apps.demo:main")(out=out)
+    return Outcome(report.numbers, out)
+
+
+def web_app(port: int) -> int:
+    """Serve the web app to this machine alone until it is interrupted; gives the server's exit code."""
+    found = importlib.util.find_spec("ui.main")
+    if importlib.util.find_spec("streamlit") is None or found is None or found.origin is None:
+        raise ConfigError("the web app needs streamlit and the package ui; install tilework as a whole")
+    command = [sys.executable, "-m", "streamlit", "run", found.origin, "--server.address", "127.0.0.1",
+               "--server.port", str(port), "--server.headless", "false", "--server.maxUploadSize", "50",
+               "--client.showErrorDetails", "none", "--browser.gatherUsageStats", "false"]
+    server = subprocess.Popen(command)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return server.wait()  # the terminal interrupted the server too, and it ends by itself
+
+
+def devices() -> Outcome:
+    """Backends and what this machine offers them."""
+    from core.engine.backends import MODULES
+    from core.engine.provenance import processor
+
+    # By name: apps otherwise know nothing of how a model runs.
+    chips, store, threads = (importlib.import_module(f"core.accel.{name}") for name in ("chips", "store", "threads"))
+    features = importlib.import_module("llvmlite.binding").get_host_cpu_features()
+    chip = chips.host()
+    return Outcome({
+        "backends": ", ".join(MODULES),
+        "processor": processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": threads.pool().threads,
+        "kernels": f"{chip.name}, {chip.lanes} float32 lanes",
+        "features": " ".join(sorted(name for name, present in features.items() if present)),
+        "store": str(store._directory()),
+    })

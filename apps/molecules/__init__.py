@@ -1,0 +1,1 @@
+"""Molecules: message-passing networks on the chemist's own CSV, SDF, extended XYZ and reaction files."""

@@ -1,0 +1,154 @@
+"""Files to examples: rows are read, checked and featurised one by one, so that memory does not grow with the file.
+
+Invariant: the order of the file is kept; a row becomes an example or a refusal, never nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rdkit import Chem
+
+from apps.molecules.batches import Sample
+from apps.molecules.descriptors import COUNT_NAMES, DESCRIPTOR_NAMES, counts, descriptors
+from apps.molecules.features import MoleculeGraph, complete_graph, feature_widths, featurise, featurise_reaction
+from apps.molecules.readers import Limits, Record, Refusal, read_rows
+from apps.molecules.splits import molecule_key
+from core.engine.errors import DataError
+from core.engine.refusals import Refusals
+
+ELEMENT_COUNTS = 11
+"""The leading counts are those of elements, one for all others among them."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """How a record becomes numbers.
+
+    Attributes
+    ----------
+    scheme : of `featurise`
+    descriptors : whether molecule descriptors are computed
+    explicit_hydrogens : whether hydrogens are atoms
+    offset : which counts of a molecule a fit may use: ``none``, ``elements`` or ``counts``
+    distances : whether the graph is the complete one, with distances
+    reaction : whether a record is a reaction
+    """
+
+    scheme: str = "tilework"
+    descriptors: bool = False
+    explicit_hydrogens: bool = False
+    offset: str = "none"
+    distances: bool = False
+    reaction: bool = False
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Numbers of atom, edge and molecule features."""
+        atom, edge = feature_widths(self.scheme, reaction=self.reaction, complete=self.distances)
+        return atom, edge, len(DESCRIPTOR_NAMES) if self.descriptors else 0
+
+    @property
+    def count_width(self) -> int:
+        """Numbers that an offset is fitted on."""
+        return {"none": 0, "elements": ELEMENT_COUNTS, "counts": len(COUNT_NAMES)}[self.offset]
+
+    def graph(self, record: Record) -> MoleculeGraph:
+        """The graph of a record; raises `DataError` if it is of another kind than the model's."""
+        if (record.products is not None) != self.reaction:
+            raise DataError("the model learned from " + ("reactions, this is a molecule" if self.reaction
+                                                         else "molecules, this is a reaction"))
+        if record.products is not None:
+            return featurise_reaction(record.molecule, record.products, scheme=self.scheme)
+        if not self.distances:
+            return featurise(record.molecule, scheme=self.scheme, explicit_hydrogens=self.explicit_hydrogens)
+        if record.coordinates is None:
+            raise DataError("there are no coordinates; the model learned from distances between atoms")
+        return complete_graph(record.molecule, record.coordinates, scheme=self.scheme)
+
+    def example(self, record: Record, keyed: bool) -> Example:
+        """A record as numbers; `keyed` if it is held for a split, with a key instead of the molecule."""
+        count = np.zeros(0, np.float32) if self.offset == "none" else counts(record.molecule)[:self.count_width]
+        described = descriptors(record.molecule)[0] if self.descriptors else np.zeros(0, np.float32)
+        key, molecule = (molecule_key(record.molecule, record.products), None) if keyed else ("", record.molecule)
+        return Example(record.row, record.text, self.graph(record), described, count, record.targets, key,
+                       dict(record.extras), molecule)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One usable row.
+
+    Attributes
+    ----------
+    row, text : number of the row, and its SMILES or title as written
+    descriptors : f32[descriptor], as RDKit gives them
+    counts : f32[count], for the offset
+    targets : f64[target] in the file's unit, NaN where blank
+    key : canonical name by which splits keep a molecule together; empty if not `keyed`
+    extras : other columns that were asked for
+    molecule : the molecule, or the reactants of a reaction; None if `keyed`, because it is large
+    """
+
+    row: int
+    text: str
+    graph: MoleculeGraph
+    descriptors: np.ndarray
+    counts: np.ndarray
+    targets: np.ndarray
+    key: str
+    extras: Mapping[str, str]
+    molecule: Chem.Mol | None
+
+
+def examples(rows: Iterable[Record | Refusal], features: Features, refused: Refusals, *,
+             keyed: bool = False) -> Iterator[Example]:
+    """The usable rows as examples, the others noted in `refused`; raises `DataError` at the end if there were none."""
+    usable, first_reason = False, ""
+    for row in rows:
+        if isinstance(row, Refusal):
+            refused.add(row.row, row.reason, row.text)
+            continue
+        try:
+            example = features.example(row, keyed)
+        except DataError as error:
+            refused.add(row.row, str(error), row.text)
+            first_reason = first_reason or f"row {row.row}: {error}"
+            continue
+        usable = True
+        yield example
+    if not usable:
+        raise DataError(f"there is no row that the model can use; {first_reason}")
+
+
+def open_rows(path: Path, *, smiles: str | None, targets: Sequence[str] = (), extras: Sequence[str] = (),
+              limits: Limits) -> Iterator[Record | Refusal]:
+    """The rows of a file."""
+    return read_rows(path, smiles_column=smiles, targets=targets, extras=extras, limits=limits)
+
+
+def read_examples(paths: Sequence[Path], features: Features, refused: Refusals, *, smiles: str | None,
+                  targets: Sequence[str], extras: Sequence[str], limits: Limits) -> list[Example]:
+    """All usable rows of some files, for training; raises `DataError` if a file has none."""
+    found: list[Example] = []
+    for path in paths:
+        rows = open_rows(path, smiles=smiles, targets=targets, extras=extras, limits=limits)
+        found += examples(rows, features, refused, keyed=True)
+    return found
+
+
+def first_record(path: Path, *, smiles: str | None, targets: Sequence[str], limits: Limits) -> Record:
+    """The first usable row, which tells molecules from reactions and whether there are coordinates."""
+    for row in open_rows(path, smiles=smiles, targets=targets, limits=limits):
+        if isinstance(row, Record):
+            return row
+    raise DataError(f"{path} has no usable row")
+
+
+def samples(found: Sequence[Example], targets: np.ndarray) -> list[Sample]:
+    """Examples as the batches take them, with targets f32[example, target] in the scale of the network, NaN if blank."""
+    return [Sample(example.graph, target, example.descriptors, row=example.row)
+            for example, target in zip(found, targets, strict=True)]

@@ -1,0 +1,1 @@
+"""What the page of the molecules app does that no other page can."""
