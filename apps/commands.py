@@ -213,5 +213,5 @@ def devices() -> Outcome:
         "threads": threads.pool().threads,
         "kernels": f"{chip.name}, {chip.lanes} float32 lanes",
         "features": " ".join(sorted(name for name, present in features.items() if present)),
-        "store": str(store._directory()),
+        "store": str(store.directory()),
     })

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import html
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -48,8 +49,8 @@ def main(out: Path | None) -> Report:
     page = out / "report.html"
     with written_whole(page, "w") as file:
         file.write(render(outcome.numbers, rows, drawings(Trained.load(run), rows)))
-    named = {"network error": "rmse", "ridge error": "ridge baseline rmse", "mean predictor error": "mean baseline rmse",
-             "intervals hold": "coverage"}
+    named = {"network error": "rmse", "ridge error": "ridge baseline rmse",
+             "mean predictor error": "mean baseline rmse", "intervals hold": "coverage"}
     return Report({**{name: outcome.numbers[key] for name, key in named.items()}, "unit": sample.UNIT,
                    "refused": outcome.refused, "seconds": round(time.monotonic() - started, 1), "report": str(page)})
 
@@ -72,7 +73,8 @@ def drawings(trained: Trained, rows: Sequence[Row]) -> list[str]:
     for row in (ordered[place] for place in places):
         example = example_of(trained, row["molecule"], DEFAULT_LIMITS)
         svg = explain.drawing(example, explainer(example))
-        figures.append(f"<figure>{svg}<figcaption>{html.escape(row['molecule'])}<br>measured {float(row['measured']):.1f}, "
+        figures.append(f"<figure>{svg}<figcaption>{html.escape(row['molecule'])}<br>"
+                       f"measured {float(row['measured']):.1f}, "
                        f"predicted {float(row['predicted']):.1f}</figcaption></figure>")
     return figures
 
@@ -92,7 +94,8 @@ def render(numbers: Mapping[str, Any], rows: Sequence[Row], figures: Sequence[st
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Tilework demo</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} th, td {{ padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }}
+table {{ border-collapse: collapse }}
+th, td {{ padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }}
 th:first-child {{ text-align: left; font-weight: normal }}
 figure {{ display: inline-block; margin: .5rem; width: 320px; vertical-align: top }}
 figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
@@ -103,8 +106,8 @@ figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
 <table><tr><th></th><th>RMSE</th><th>MAE</th><th>R²</th></tr>{table}</table>
 <p>The 90 % prediction intervals hold {100 * numbers["coverage"]:.0f} % of the true values.</p>
 <h2>Measured and predicted</h2>{parity_plot(points)}
-<h2>What each atom adds</h2><p>Red atoms raise the prediction, blue ones lower it (integrated gradients). From the best to
-the worst prediction on the test molecules:</p>{"".join(figures)}
+<h2>What each atom adds</h2><p>Red atoms raise the prediction, blue ones lower it (integrated gradients). From the best
+to the worst prediction on the test molecules:</p>{"".join(figures)}
 </body></html>
 """
 
@@ -112,19 +115,29 @@ the worst prediction on the test molecules:</p>{"".join(figures)}
 def parity_plot(points: Sequence[tuple[float, float]], size: int = 420, margin: int = 48) -> str:
     """An SVG of predicted over measured values, with the line of perfect prediction."""
     values = [value for point in points for value in point]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
+    ticks = round_ticks(min(values), max(values))
+    low, span = ticks[0], ticks[-1] - ticks[0]
 
     def place(value: float) -> float:
         return margin + (value - low) / span * (size - 2 * margin)
 
-    ticks = [low + span * part / 4 for part in range(5)]
     labels = "".join(
-        f'<text x="{place(tick):.1f}" y="{size - margin + 18}" text-anchor="middle">{tick:.0f}</text>'
-        f'<text x="{margin - 8}" y="{size - place(tick) + 4:.1f}" text-anchor="end">{tick:.0f}</text>' for tick in ticks)
+        f'<text x="{place(tick):.1f}" y="{size - margin + 18}" text-anchor="middle">{tick:g}</text>'
+        f'<text x="{margin - 8}" y="{size - place(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>' for tick in ticks)
     dots = "".join(f'<circle cx="{place(x):.1f}" cy="{size - place(y):.1f}" r="3"/>' for x, y in points)
-    near, far = place(low), place(high)
-    return (f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" font-size="12" font-family="sans-serif">'
-            f'<path d="M{near} {size - near}L{far} {size - far}" stroke="#999"/><g fill="#2166ac" fill-opacity=".5">{dots}</g>'
+    near, far = margin, size - margin
+    return (f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" font-size="12" '
+            f'font-family="sans-serif">'
+            f'<path d="M{near} {near}V{far}H{far}M{near} {far}L{far} {near}" stroke="#999" fill="none"/>'
+            f'<g fill="#2166ac" fill-opacity=".5">{dots}</g>'
             f'{labels}<text x="{size / 2}" y="{size - 8}" text-anchor="middle">measured</text>'
             f'<text transform="translate(12 {size / 2}) rotate(-90)" text-anchor="middle">predicted</text></svg>')
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Four to ten round numbers that span a range."""
+    rough = ((high - low) or 1.0) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.floor(low / step)
+    return [step * number for number in range(first, max(math.ceil(high / step), first + 1) + 1)]

@@ -201,7 +201,8 @@ def train(app: App, config: Any, data: Path, name: str) -> Job:
 def resume(training: Training) -> Job:
     """Go on with a stopped training."""
     data = [str(item["path"]) for item in training.record["data"]]
-    return start(places.job_folder(training.path), [training.app, "train", *data, "--out", str(training.path), "--resume"])
+    words = [training.app, "train", *data, "--out", str(training.path), "--resume"]
+    return start(places.job_folder(training.path), words)
 
 
 def stop(training: Training) -> bool:
@@ -225,8 +226,10 @@ def stop(training: Training) -> bool:
 
 def _trains(pid: int, run: Path) -> bool:
     """Whether a process holds the lock of a run open."""
-    lock = str((run / ".lock").resolve())
-    with contextlib.suppress(OSError):
-        return any(os.readlink(item.path) == lock for item in os.scandir(f"/proc/{pid}/fd"))
+    lock, folder = str((run / ".lock").resolve()), Path(f"/proc/{pid}/fd")
+    with contextlib.suppress(OSError):  # the process has ended, or is another user's
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):  # closed in between
+                if os.readlink(folder / name) == lock:
+                    return True
     return False
-

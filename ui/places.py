@@ -50,11 +50,12 @@ def inside(text: str, roots: Sequence[Path]) -> Path:
     """
     for root in roots:
         try:
-            path, whole = (root / text).resolve(), root.resolve()
+            # Strictly: behind a loop of links, resolve would leave later links as they are.
+            path, whole = (root / text).resolve(strict=True), root.resolve(strict=True)
             hidden = any(part.startswith(".") for part in path.relative_to(whole).parts)
             if not hidden and path.is_file():
                 return path
-        except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null character, outside
+        except (OSError, RuntimeError, ValueError):  # not there, too long, a loop, a null character, outside
             continue
     shown = "".join(character if character.isprintable() else "?" for character in text[:200])
     raise DataError(f"there is no data file {shown!r} in {', '.join(map(str, roots))}. Name further folders in the "

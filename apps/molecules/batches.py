@@ -14,9 +14,13 @@ from itertools import islice
 import numpy as np
 
 from apps.molecules.features import MoleculeGraph
+from core.engine.array import Array
 from core.engine.errors import ConfigError
 
 SMALLEST, GROWTH, MULTIPLE = 32, 1.25, 16
+
+Values = np.ndarray | Array
+"""Of a batch: numpy's as it is collated, the engine's inside a traced function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,17 @@ class Batch:
     rows : i32[B], row of the file, -1 for padding
     """
 
-    atoms: np.ndarray
-    edges: np.ndarray
-    source: np.ndarray
-    target: np.ndarray
-    reverse: np.ndarray
-    molecule: np.ndarray
-    descriptors: np.ndarray
-    targets: np.ndarray
-    mask: np.ndarray
-    weights: np.ndarray
-    rows: np.ndarray
+    atoms: Values
+    edges: Values
+    source: Values
+    target: Values
+    reverse: Values
+    molecule: Values
+    descriptors: Values
+    targets: Values
+    mask: Values
+    weights: Values
+    rows: Values
 
 
 @cache

@@ -55,7 +55,8 @@ class MoleculesConfig(TrainingConfig):
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=10)
     clip: float = setting(0.0, "largest norm of a gradient; 0 for no limit", low=0)
     best_epoch: bool = setting(False, "keep the epoch with the best validation error instead of the last")
-    ensemble: int = setting(1, "networks trained from different starts, whose predictions are averaged", low=1, high=100)
+    ensemble: int = setting(1, "networks trained from different starts, whose predictions are averaged",
+                            low=1, high=100)
     coverage: float = setting(0.9, "share of true values that prediction intervals shall hold; 0 for no intervals",
                               low=0, high=0.999)
 
@@ -85,5 +86,5 @@ class PredictSettings:
 class ExplainSettings:
     """What is explained."""
 
-    run: Path = setting(help="the run whose model is explained")
+    run: Path = setting(help="the run whose model is explained")  # noqa: RUF009 setting() makes a dataclass field
     target: str | None = setting(None, "the target, if the model has several; its first one otherwise")

@@ -149,6 +149,6 @@ def first_record(path: Path, *, smiles: str | None, targets: Sequence[str], limi
 
 
 def samples(found: Sequence[Example], targets: np.ndarray) -> list[Sample]:
-    """Examples as the batches take them, with targets f32[example, target] in the scale of the network, NaN if blank."""
+    """Examples as the batches take them; targets f32[example, target] in the scale of the network, NaN if blank."""
     return [Sample(example.graph, target, example.descriptors, row=example.row)
             for example, target in zip(found, targets, strict=True)]

@@ -21,8 +21,13 @@ from core.engine import metrics
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
 
+
+def _accuracy(probability: np.ndarray, label: np.ndarray) -> float:
+    return metrics.accuracy(np.where(np.isnan(probability), np.nan, probability >= 0.5), label)
+
+
 REGRESSION = {"rmse": metrics.rmse, "mae": metrics.mae, "r2": metrics.r2}
-CLASSIFICATION = {"roc_auc": metrics.roc_auc, "pr_auc": metrics.pr_auc, "accuracy": metrics.accuracy}
+CLASSIFICATION = {"roc_auc": metrics.roc_auc, "pr_auc": metrics.pr_auc, "accuracy": _accuracy}
 
 
 def score(values: np.ndarray, targets: np.ndarray, tasks: Sequence[str]) -> list[dict[str, float]]:
@@ -36,7 +41,8 @@ def score(values: np.ndarray, targets: np.ndarray, tasks: Sequence[str]) -> list
     for index, task in enumerate(tasks):
         rules = CLASSIFICATION if task == "classification" else REGRESSION
         column, known = values[:, index], targets[:, index]
-        scores.append({"n": int(np.isfinite(known).sum())} | {name: rule(column, known) for name, rule in rules.items()})
+        scores.append({"n": int(np.isfinite(known).sum()),
+                       **{name: rule(column, known) for name, rule in rules.items()}})
     return scores
 
 
@@ -48,8 +54,7 @@ def numbers(names: Sequence[str], scores: Sequence[Mapping[str, float]], prefix:
             for key, value in entry.items()}
     for key in dict.fromkeys(key for entry in scores for key in entry if key != "n"):
         column = [entry[key] for entry in scores if key in entry and np.isfinite(entry[key])]
-        if column:
-            flat[f"{prefix}mean {key}"] = float(np.mean(column))
+        flat[f"{prefix}mean {key}"] = float(np.mean(column)) if column else np.nan
     return flat
 
 
@@ -76,7 +81,8 @@ def prediction_rows(found: Sequence[Example], description: Description, values: 
     return rows
 
 
-def evaluate(run: RunDirectory, config: MoleculesConfig, data: tuple[Path, ...], out: Path, refused: Refusals) -> Report:
+def evaluate(run: RunDirectory, config: MoleculesConfig, data: tuple[Path, ...], out: Path,
+             refused: Refusals) -> Report:
     """Metrics of a run's model on files with measured values."""
     trained = Trained.load(run, config.device)
     description = trained.description

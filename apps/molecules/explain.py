@@ -1,7 +1,7 @@
 """Attribution: what each atom adds to a prediction, and the drawing of it.
 
-Invariant: contributions of the atoms of a molecule sum to its prediction less that of a molecule whose atom features are
-all zero (completeness; Sundararajan et al., arXiv 1703.01365, proposition 1), up to the error of the integral.
+Invariant: contributions of the atoms of a molecule sum to its prediction less that of a molecule whose atom features
+are all zero (completeness; Sundararajan et al., arXiv 1703.01365, proposition 1), up to the error of the integral.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def explain(input: Path, out: Path, refused: Refusals, settings: ExplainSettings
     explainer = Explainer(trained, index)
     rows = open_rows(input, smiles=input_column(trained.description, input),
                      limits=Limits(config.max_atoms, config.max_fragments))
-    figures = []
+    figures: list[str] = []
     for example in examples(rows, trained.description.features, refused):
         if len(figures) == LARGEST_LISTED:
             break

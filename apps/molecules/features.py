@@ -216,10 +216,10 @@ def _merged_bonds(no_bond: np.ndarray,
             pair = (min(nodes[begin], nodes[end]), max(nodes[begin], nodes[end]))
             found.setdefault(pair, [None, None])[place] = vector
     present = [set(nodes.tolist()) for _, nodes, _ in sides]
-    for pair, vectors in found.items():
+    for pair, states in found.items():
         for place in (0, 1):
-            if vectors[place] is None:
-                vectors[place] = no_bond if present[place].issuperset(pair) else vectors[1 - place]
+            if states[place] is None:
+                states[place] = no_bond if present[place].issuperset(pair) else states[1 - place]
     pairs = np.array(list(found), dtype=np.int64).reshape(-1, 2)
-    before, after = (np.array([vectors[place] for vectors in found.values()], dtype=np.float32) for place in (0, 1))
+    before, after = (np.array([states[place] for states in found.values()], dtype=np.float32) for place in (0, 1))
     return pairs, before.reshape(-1, len(no_bond)), after.reshape(-1, len(no_bond))

@@ -53,6 +53,7 @@ def format_of(path: Path) -> str:
 
 def open_text(path: Path) -> TextIO:
     """A text stream of a plain or gzipped file; bytes that are not UTF-8 come as surrogates."""
+    raw: io.BufferedReader | gzip.GzipFile
     try:
         raw = path.open("rb")
     except OSError as error:

@@ -6,6 +6,7 @@ Invariant: the imported network computes what chemprop computes, to rounding.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,9 @@ def import_chemprop(input: Path, out: Path, refused: Refusals) -> Report:
     run = RunDirectory.create(out, app="molecules", command=sys.argv[1:], config=config_values(config),
                               config_text=dump_config(config), data=[input])
     trained.save(run)
-    numbers = {"chemprop": model.version, "targets": ", ".join(model.targets), "task": model.task,
-               "depth": model.depth, "hidden": model.hidden, "aggregation": model.aggregation}
+    numbers: dict[str, int | str] = {
+        "chemprop": model.version, "targets": ", ".join(model.targets), "task": model.task, "depth": model.depth,
+        "hidden": model.hidden, "aggregation": model.aggregation}
     run.finish(numbers)
     run.close()
     return Report(numbers)
@@ -63,8 +65,9 @@ def network(model: ChempropModel) -> Predictor:
     function = activation_named(model.activation)
     encoder = DirectedEncoder(
         Linear(_array(into[:atom_width]), None), Linear(_array(into[atom_width:]), _optional(weights, "W_i_bias")),
-        Linear(_array(update), _optional(weights, "W_h_bias")), Linear(_array(out[:atom_width]), _array(weights["W_o_bias"])),
-        Linear(_array(out[atom_width:]), None), model.depth, model.aggregation, model.norm, function, model.dropout)
+        Linear(_array(update), _optional(weights, "W_h_bias")),
+        Linear(_array(out[:atom_width]), _array(weights["W_o_bias"])), Linear(_array(out[atom_width:]), None),
+        model.depth, model.aggregation, model.norm, function, model.dropout)
     head = MLP(tuple(Linear(_array(weight.T), _array(bias)) for weight, bias in model.ffn), function)
     return Predictor(encoder, head, model.dropout)
 
@@ -73,5 +76,5 @@ def _array(values: np.ndarray) -> Array:
     return as_array(np.ascontiguousarray(values, np.float32))
 
 
-def _optional(weights: dict[str, np.ndarray], name: str) -> Array | None:
+def _optional(weights: Mapping[str, np.ndarray], name: str) -> Array | None:
     return _array(weights[name]) if name in weights else None

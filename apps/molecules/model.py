@@ -15,7 +15,17 @@ from apps.molecules.batches import Batch
 from core.engine import ops, random
 from core.engine.array import Array, as_array
 from core.engine.module import Module, static
-from core.engine.nn import MLP, Dropout, EdgeNetwork, GatedReadout, GatedUpdate, Linear, Set2Set, edge_messages, typed_messages
+from core.engine.nn import (
+    MLP,
+    Dropout,
+    EdgeNetwork,
+    GatedReadout,
+    GatedUpdate,
+    Linear,
+    Set2Set,
+    edge_messages,
+    typed_messages,
+)
 from core.engine.nn.activation import Activation, relu
 
 AGGREGATIONS = ("mean", "sum", "norm")
@@ -54,7 +64,8 @@ class DirectedEncoder(Module):
              dropout: float, norm: float = 100.0, activation: Activation = relu) -> Self:
         """An encoder of molecules into `hidden` numbers."""
         keys = random.split(key, 5)
-        return cls(Linear.init(keys[0], atom_width, hidden, bias=False), Linear.init(keys[1], edge_width, hidden, bias=False),
+        return cls(Linear.init(keys[0], atom_width, hidden, bias=False),
+                   Linear.init(keys[1], edge_width, hidden, bias=False),
                    Linear.init(keys[2], hidden, hidden, bias=False), Linear.init(keys[3], atom_width, hidden),
                    Linear.init(keys[4], hidden, hidden, bias=False), depth, aggregation, norm, activation, dropout)
 
@@ -70,8 +81,8 @@ class DirectedEncoder(Module):
             messages = ops.gather(arriving, batch.source, axis=0) - ops.gather(states, batch.reverse, axis=0)
             states = drop(self.activation(first + self.update(messages)), _step_key(key, step))
         arriving = ops.segment_sum(states, batch.target, count)
-        atom_states = drop(self.activation(self.atom_output(atoms) + self.edge_output(arriving)), _step_key(key, self.depth))
-        return aggregate(atom_states, batch, self.aggregation, self.norm)
+        atom_states = self.activation(self.atom_output(atoms) + self.edge_output(arriving))
+        return aggregate(drop(atom_states, _step_key(key, self.depth)), batch, self.aggregation, self.norm)
 
 
 class EdgeEncoder(Module):
@@ -101,9 +112,10 @@ class EdgeEncoder(Module):
         """f32[molecule, 2 hidden]."""
         states = relu(self.embed(as_array(batch.atoms)))
         matrices = self.edge_network(as_array(batch.edges))
+        source, target = as_array(batch.source), as_array(batch.target)
         for _ in range(self.depth):
-            states = self.update(states, edge_messages(states, matrices, batch.source, batch.target))
-        return self.readout(states, batch.molecule, batch.weights.shape[0])
+            states = self.update(states, edge_messages(states, matrices, source, target))
+        return self.readout(states, as_array(batch.molecule), batch.weights.shape[0])
 
 
 class GatedEncoder(Module):
@@ -134,11 +146,12 @@ class GatedEncoder(Module):
     def __call__(self, batch: Batch, key: Array | None = None) -> Array:
         """f32[molecule, hidden]."""
         kind = ops.argmax(as_array(batch.edges)[:, :self.kinds], axis=1)
+        source, target = as_array(batch.source), as_array(batch.target)
         first = relu(self.embed(as_array(batch.atoms)))
         states = first
         for _ in range(self.depth):
-            states = self.update(states, typed_messages(states, self.matrices, kind, batch.source, batch.target))
-        return self.readout(states, first, batch.molecule, batch.weights.shape[0])
+            states = self.update(states, typed_messages(states, self.matrices, kind, source, target))
+        return self.readout(states, first, as_array(batch.molecule), batch.weights.shape[0])
 
 
 class Predictor(Module):

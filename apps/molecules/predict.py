@@ -24,7 +24,7 @@ BATCH_SIZE = 128
 
 
 def predict(run: RunDirectory, config: MoleculesConfig, input: Path, out: Path, refused: Refusals,
-            settings: PredictSettings = PredictSettings()) -> Report:
+            settings: PredictSettings) -> Report:
     """Write a CSV of the SMILES column, a column a target, and two more for its interval where the model holds one."""
     trained = Trained.load(run, config.device)
     description = trained.description

@@ -28,9 +28,11 @@ SAMPLE_3D = 1000  # records looked at to learn which columns an SDF or XYZ file 
 LARGEST_TARGET = float(np.finfo(np.float32).max)
 BOND_ITERATIONS = 1000  # trials of RDKit's bond perception for one XYZ frame
 
+
+# rdkit's stubs give these settings no type of their own.
 _LOOSE, _AS_WRITTEN = Chem.SmilesParserParams(), Chem.SmilesParserParams()  # unreadable CXSMILES tails are passed over
-_LOOSE.strictCXSMILES = _AS_WRITTEN.strictCXSMILES = False
-_AS_WRITTEN.removeHs = False
+_LOOSE.strictCXSMILES = _AS_WRITTEN.strictCXSMILES = False  # type: ignore[assignment]
+_AS_WRITTEN.removeHs = False  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +239,20 @@ def _check_size(molecule: Chem.Mol, limits: Limits, *, fragmented: bool) -> None
         raise DataError(f"{count} unconnected parts, the limit is {limits.fragments}")
 
 
+class _Lines(logging.Handler):
+    """Keeps the lines that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.extend(record.getMessage().splitlines())
+
+
 def _reason(attempt: Callable[[], object]) -> str:
     """What RDKit logs while `attempt` fails, cut to its first sentence."""
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda entry: messages.extend(entry.getMessage().splitlines())  # type: ignore[method-assign]
+    handler = _Lines()
     logger = logging.getLogger("rdkit")
     before = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [handler], False
@@ -251,7 +262,7 @@ def _reason(attempt: Callable[[], object]) -> str:
     finally:
         rdBase.LogToCppStreams()
         logger.handlers, logger.propagate = before
-    lines = [re.sub(r"^(\[[\d:]+\]\s*)?(SMILES Parse Error:\s*)?", "", line).strip() for line in messages]
+    lines = [re.sub(r"^(\[[\d:]+\]\s*)?(SMILES Parse Error:\s*)?", "", line).strip() for line in handler.lines]
     lines = [" ".join(line.split()) for line in lines if not set(line) <= set("~^-* ")]
     return re.split(r" (?:for input|while parsing)|:$", lines[0])[0][:120] if lines else "no reason given"
 

@@ -47,8 +47,8 @@ def _fit_offset(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def conformal_half_width(residuals: np.ndarray, coverage: float) -> float:
     """Half width that holds a share `coverage` of unseen values, from absolute residuals of calibration molecules.
 
-    The ceil((n + 1) coverage)-th smallest residual (Vovk et al. 2005; Lei et al., JASA 113:1094, 2018, section 2.2); NaN
-    where there are too few residuals for the coverage.
+    The ceil((n + 1) coverage)-th smallest residual (Vovk et al. 2005; Lei et al., JASA 113:1094, 2018, section 2.2);
+    NaN where there are too few residuals for the coverage.
     """
     known = np.sort(np.abs(residuals[np.isfinite(residuals)]))
     rank = int(np.ceil((len(known) + 1) * coverage))

@@ -87,7 +87,8 @@ def split(keys: Sequence[str], fractions: tuple[float, float, float] = (0.8, 0.1
         if fraction > 0 and not len(part):
             raise DataError(f"The {kind} split of {len(keys)} rows leaves none for {name}: they form only "
                             f"{len(groups)} groups; give more rows or larger fractions.")
-    return Split(*parts, dropped=_rows([]))
+    train, valid, test = parts
+    return Split(train, valid, test, dropped=_rows([]))
 
 
 def k_folds(keys: Sequence[str], k: int, seed: int = 0, *, valid_fraction: float = 0.1) -> list[Split]:

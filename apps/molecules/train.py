@@ -15,7 +15,7 @@ from rdkit import Chem
 
 from apps.app import Report
 from apps.molecules import baselines
-from apps.molecules.batches import Batch, Sample, batches, collate
+from apps.molecules.batches import Batch, Sample, Values, batches, collate
 from apps.molecules.config import MoleculesConfig
 from apps.molecules.data import Example, Features, first_record, read_examples, samples
 from apps.molecules.descriptors import counts, fingerprint
@@ -89,7 +89,7 @@ def dry_run(data: tuple[Path, ...], config: MoleculesConfig) -> Mapping[str, str
             "batch edges": _shape(batch.edges), "parameters": f"{size:,}", "prediction": str(result.aval)}
 
 
-def _shape(array: np.ndarray) -> str:
+def _shape(array: Values) -> str:
     return str(as_array(array).aval)
 
 
@@ -168,7 +168,8 @@ def loss(predictor: Predictor, batch: Batch, classes: tuple[bool, ...], key: Arr
 
 
 def _fit_member(found: Sequence[Example], division: Split, scales: Scales, description: Description,
-                config: MoleculesConfig, run: RunDirectory, place: int, folds: int) -> Generator[Progress, None, Predictor]:
+                config: MoleculesConfig, run: RunDirectory, place: int,
+                folds: int) -> Generator[Progress, None, Predictor]:
     """Train network number `place` of the run, or take it from the file if it is done."""
     name = f"member {place + 1}"
     key = random.fold_in(random.key(config.seed), place)
@@ -208,8 +209,9 @@ def _fit_member(found: Sequence[Example], division: Split, scales: Scales, descr
 
     if config.best_epoch and not valid_rows:
         raise ConfigError("the best epoch is chosen on validation rows, and the split has none; leave best_epoch out")
-    training = fit(jit(gradient_step(member_loss, update), device=config.device), State(network, optimiser.init(network)),
-                   epoch_batches, epochs=config.epochs, schedule=schedule, key=random.fold_in(key, 1), validate=validate,
+    training = fit(jit(gradient_step(member_loss, update), device=config.device),
+                   State(network, optimiser.init(network)), epoch_batches, epochs=config.epochs, schedule=schedule,
+                   key=random.fold_in(key, 1), validate=validate,
                    monitor=Monitor(VALIDATION_LOSS) if config.best_epoch else None, run=run, name=name,
                    items=lambda batch: int((batch.weights > 0).sum()))
     before, whole = place * config.epochs, config.epochs * config.ensemble * folds
@@ -279,7 +281,7 @@ def _report(found: Sequence[Example], targets: np.ndarray, parts: Sequence[Part]
         result: dict[str, Any] = numbers(description.targets, score(values, targets[test], description.tasks))
         covered = coverage(values, targets[test], half_width)
         result |= {_named(name, "coverage", description): share
-                   for name, share in zip(description.targets, covered, strict=True) if np.isfinite(share)}
+                   for name, share, half in zip(description.targets, covered, half_width, strict=True) if np.isfinite(half)}
         for name, table in plain.items():
             result |= numbers(description.targets, score(table, targets[test], description.tasks), f"{name} baseline ")
         folds.append(result)
@@ -298,8 +300,8 @@ def _summary(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if len(folds) <= 1:
         return dict(folds[0]) if folds else {}
     summary: dict[str, float] = {}
-    for name in dict.fromkeys(name for fold in folds for name in fold):
-        known = [fold[name] for fold in folds if np.isfinite(fold.get(name, np.nan))]
+    for name in folds[0]:
+        known = [fold[name] for fold in folds if np.isfinite(fold[name])]
         if name.split()[-1] == "n":
             summary[name] = sum(known)
             continue

@@ -39,8 +39,8 @@ def leaky_relu(x: Array) -> Array:
     return activation.leaky_relu(x, 0.1)
 
 
-_ACTIVATIONS: dict[str, activation.Activation] = {"relu": activation.relu, "tanh": ops.tanh, "elu": activation.elu, "selu": activation.selu,
-                "leakyrelu": leaky_relu}
+_ACTIVATIONS: dict[str, activation.Activation] = {
+    "relu": activation.relu, "tanh": ops.tanh, "elu": activation.elu, "selu": activation.selu, "leakyrelu": leaky_relu}
 
 
 def activation_named(name: str) -> activation.Activation:
@@ -76,8 +76,9 @@ class Architecture:
         first, second = random.split(key)
         width = self.hidden
         if self.name == "dmpnn":
-            encoder = DirectedEncoder.init(first, atom, edge, self.hidden, depth=self.depth, aggregation=self.aggregation,
-                                           dropout=self.dropout, norm=self.norm, activation=function)
+            encoder = DirectedEncoder.init(first, atom, edge, self.hidden, depth=self.depth,
+                                           aggregation=self.aggregation, dropout=self.dropout, norm=self.norm,
+                                           activation=function)
         elif self.name == "mpnn":
             encoder, width = EdgeEncoder.init(first, atom, edge, self.hidden, depth=self.depth), 2 * self.hidden
         else:
@@ -97,8 +98,8 @@ class Description:
     members : number of networks
     coverage : share of true values that intervals hold; 0 if there are none
     smiles : column of the training file, if it was a CSV
-    precision : in which predictions are computed, ``f32`` or ``f64``; an imported model takes f64, so that it differs from
-        the program it comes from by that program's rounding alone
+    precision : in which predictions are computed, ``f32`` or ``f64``; an imported model takes f64, so that it differs
+        from the program it comes from by that program's rounding alone
     """
 
     architecture: Architecture
@@ -174,7 +175,7 @@ class Member(Module):
         """f64[molecule, target] less the offset: values in the file's unit, or probabilities."""
         raw = self.network(self.scales.batch(batch)).astype("f64")
         mask = ops.broadcast_to(np.array(self.classes), raw.shape)
-        return ops.select(mask, ops.logistic(raw), raw * self.scales.std + self.scales.mean)  # type: ignore[no-any-return]
+        return ops.select(mask, ops.logistic(raw), raw * self.scales.std + self.scales.mean)
 
 
 class Ensemble(Module):

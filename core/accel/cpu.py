@@ -48,7 +48,7 @@ class CpuExecutable:
         self._body = self._segments(self._plan.body)
         self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
         self._held: list[NDArray[Any]] = []
-        # Carried inputs have a second set of arrays: a call reads one and writes the other, and then they change places.
+        # Carried inputs have a second set of arrays: a call reads one and writes the other, then they change places.
         self._spare: list[NDArray[Any]] = []
         if not options.held:
             self._prepare()

@@ -16,9 +16,10 @@ SCALAR = "core.accel.kernels.scalar"
 ALIAS = "core.accel.alias"
 _MATH = {"exp", "log", "log1p", "sqrt", "tanh", "logistic", "erf", "sin", "floor", "round", "pow"}
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_PLAIN = {"neg": "-{0}", "abs": "abs({0})", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
-          "max": "larger({0}, {1})", "min": "smaller({0}, {1})", "and": "{0} & {1}", "or": "{0} | {1}", "not": "not {0}",
-          "select": "{1} if {0} else {2}", "random_bits": "threefry_u32({0}, {1}, np.uint32({2}), np.uint32({2} >> 32))"}
+_PLAIN = {"neg": "-{0}", "abs": "abs({0})", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}",
+          "div": "{0} / {1}", "max": "larger({0}, {1})", "min": "smaller({0}, {1})", "and": "{0} & {1}",
+          "or": "{0} | {1}", "not": "not {0}", "select": "{1} if {0} else {2}",
+          "random_bits": "threefry_u32({0}, {1}, np.uint32({2}), np.uint32({2} >> 32))"}
 _IMPORTS = {"max": (SCALAR, "larger"), "min": (SCALAR, "smaller"),
             "random_bits": ("core.accel.kernels.random", "threefry_u32")}
 _COMBINE = {"max": "larger({0}, {1})", "min": "smaller({0}, {1})"}
@@ -40,9 +41,9 @@ def expression(op: str, names: Sequence[str], dtypes_in: Sequence[DType], dtype:
         imports.add(("core.accel.kernels.vectormath", function))
         text = f"{function}({', '.join(names)})"
     elif op == "pow":
-        text = "{0} ** {1}".format(*names)
+        text = " ** ".join(names)
     elif op == "div" and not dtype.is_float:
-        text = "{0} // {1}".format(*names)
+        text = " // ".join(names)
     else:
         if op in _IMPORTS:
             imports.add(_IMPORTS[op])
@@ -111,7 +112,8 @@ class _Writer:
         self.classes = [stride_class(operand, position, nest) for position, operand in enumerate(nest.operands)]
         written = (position for position, operand in enumerate(nest.operands) if operand.role in ("write", "reduce"))
         self.written = {position: number for number, position in enumerate(written)}
-        self.reduces = [(position, operand) for position, operand in enumerate(nest.operands) if operand.role == "reduce"]
+        self.reduces = [(position, operand) for position, operand in enumerate(nest.operands)
+                        if operand.role == "reduce"]
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -132,7 +134,8 @@ class _Writer:
                 self._open(level)
             self._innermost(self._element_lines())
         head = ["import numpy as np", ""]
-        pointers = sorted({pointer_type(operand.view.dtype) for operand in self.nest.operands if operand.role != "index"})
+        pointers = sorted({pointer_type(operand.view.dtype) for operand in self.nest.operands
+                           if operand.role != "index"})
         head.append(f"from core.accel.pointer import {', '.join(pointers)}")
         modules: dict[str, set[str]] = {}
         for module, name in self.imports:
@@ -188,10 +191,13 @@ class _Writer:
             return base
         return step if base == "0" else f"{base} + {step}"
 
+    def _load(self, position: int) -> str:
+        return load(f"a{position}", self._index(position), self.nest.operands[position].view.dtype, self.imports)
+
     def _hoisted_loads(self) -> None:
         for position, operand in enumerate(self.nest.operands):
             if operand.role == "read" and self.classes[position] == "hoisted":
-                self.line(f"{operand.name} = {load(f'a{position}', self._index(position), operand.view.dtype, self.imports)}")
+                self.line(f"{operand.name} = {self._load(position)}")
 
     def _element_lines(self) -> Iterator[str]:
         for position, operand in enumerate(self.nest.operands):
@@ -200,7 +206,7 @@ class _Writer:
                 dtype = operand.view.dtype
                 yield f"{operand.name} = " + (value if dtype is dtypes.int64 else f"np.{dtype.name}({value})")
             elif operand.role == "read" and self.classes[position] in ("unit", "strided"):
-                yield f"{operand.name} = {load(f'a{position}', self._index(position), operand.view.dtype, self.imports)}"
+                yield f"{operand.name} = {self._load(position)}"
         for statement in self.nest.statements:
             yield f"{statement.result} = {statement.expression}"
         for position, operand in enumerate(self.nest.operands):

@@ -21,8 +21,8 @@ class Operand:
     ----------
     name : variable of its element in the statements
     view : how it lies in memory, over the iteration shape
-    role : ``read``, ``write``, ``reduce`` (written once a reduction is complete), or ``index`` (no memory: the element is
-        the offset plus the sum of position times stride)
+    role : ``read``, ``write``, ``reduce`` (written once a reduction is complete), or ``index`` (no memory: the element
+        is the offset plus the sum of position times stride)
     kind : of the reduction
     """
 

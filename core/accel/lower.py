@@ -59,7 +59,8 @@ class Lowering:
         self.steps: list[AnyStep] = []
         self.layers: list[str] = []
         self._layer = ""
-        self._view_equations = {equation.outputs[0]: equation for equation in graph.equations if equation.op.name in VIEWS}
+        self._view_equations = {equation.outputs[0]: equation for equation in graph.equations
+                                if equation.op.name in VIEWS}
         self._home = {equation: node for node in nodes for equation in node.equations}
         self._users = graph.users()
         self._outputs = set(graph.outputs)
@@ -165,15 +166,16 @@ class Lowering:
             else:
                 arguments = [names[v] if v in names else element(self.view(v)) for v in equation.inputs]
             names[value] = f"v{number}"
-            text = emit.expression(equation.op.name, arguments, [v.aval.dtype for v in equation.inputs], value.aval.dtype,
-                                   equation.params, imports)
+            text = emit.expression(equation.op.name, arguments, [v.aval.dtype for v in equation.inputs],
+                                   value.aval.dtype, equation.params, imports)
             statements.append(Statement(names[value], text, value.aval.dtype))
             if self._is_wanted(value, node):
                 writes.append(Operand(names[value], self.fresh(value), "write"))
         name = "+".join(equation.op.name for equation in node.equations)
         self.add([loop_step(name, shape, axes, [*reads.values(), *writes], statements, imports)])
 
-    def _random_arguments(self, equation: Equation, shape: tuple[int, ...], element: Callable[[View], str]) -> list[str]:
+    def _random_arguments(self, equation: Equation, shape: tuple[int, ...],
+                          element: Callable[[View], str]) -> list[str]:
         key = self.memory(equation.inputs[0])
         nothing = (0,) * len(shape)
         words = [View(key.buffer, key.dtype, shape, nothing, key.offset + word * key.strides[0]) for word in (0, 1)]
@@ -206,15 +208,17 @@ def loop_step(name: str, shape: tuple[int, ...], axes: tuple[int, ...], operands
     for length in shape:
         size *= length
     written = tuple(place for place, operand in enumerate(in_memory) if operand.role in ("write", "reduce"))
-    nbytes = sum(min(operand.view.size * operand.view.dtype.itemsize, operand.view.buffer.nbytes) for operand in in_memory)
-    return Step(emit.kernel_text(nest), tuple(operand.view for operand in in_memory), written, dims(nest),
+    views = tuple(operand.view for operand in in_memory)
+    nbytes = sum(min(view.size * view.dtype.itemsize, view.buffer.nbytes) for view in views)
+    return Step(emit.kernel_text(nest), views, written, dims(nest),
                 0 if size == 0 and not axes else extent, grain, name, size * max(len(statements), 1), nbytes)
 
 
 def reshaped_strides(view: View, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Strides of a view in a new shape, or None if no strides describe it.
 
-    Axes of the old and the new shape are matched in groups of equal size; within a group the old axes must lie end to end.
+    Axes of the old and the new shape are matched in groups of equal size; within a group the old axes must lie end to
+    end.
     """
     if view.size == 0:
         return row_major(shape)
@@ -349,12 +353,12 @@ def _lower_argreduce(lowering: Lowering, equation: Equation) -> None:
 
 
 def _lower_pad(lowering: Lowering, equation: Equation) -> None:
-    low, high, interior = (equation.params[name] for name in ("low", "high", "interior"))
+    low, interior = equation.params["low"], equation.params["interior"]
     x, value = (lowering.view(value) for value in equation.inputs)
     out = lowering.fresh(equation.outputs[0])
     lowering.copy(replace(value, shape=out.shape, strides=(0,) * len(out.shape)), out)
     source, target = x, out
-    for axis, (extent, begin, end, gap) in enumerate(zip(x.shape, low, high, interior, strict=True)):
+    for axis, (extent, begin, gap) in enumerate(zip(x.shape, low, interior, strict=True)):
         # Pixels that stay inside where the padding is negative.
         first = -(-max(-begin, 0) // (gap + 1))
         stop = min(extent, (out.shape[axis] - 1 - begin) // (gap + 1) + 1)

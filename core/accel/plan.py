@@ -91,15 +91,15 @@ def _split(steps: Sequence[AnyStep], static: set[Buffer], outputs: set[Buffer]) 
     """Steps of the prologue and of the body; `static` grows by what the prologue makes."""
     writers: dict[Buffer, int] = {}
     for step in steps:
-        for buffer in {step.operands[place].buffer for place in step.writes}:
+        for buffer in {step.operands[index].buffer for index in step.writes}:
             writers[buffer] = writers.get(buffer, 0) + 1
     prologue: list[AnyStep] = []
     body: list[AnyStep] = []
+    in_body: set[Buffer] = set()
     for step in steps:
-        written = {step.operands[place].buffer for place in step.writes}
+        written = {step.operands[index].buffer for index in step.writes}
         read = {view.buffer for view in step.operands} - written
         pure = not (isinstance(step, HostStep) and step.equation.op.family == "structural")
-        in_body = {view.buffer for other in body for view in (other.operands[place] for place in other.writes)}
         if pure and read <= static and not written & outputs and not written & in_body:
             prologue.append(step)
             if all(writers[buffer] == 1 for buffer in written):
@@ -109,6 +109,7 @@ def _split(steps: Sequence[AnyStep], static: set[Buffer], outputs: set[Buffer]) 
                     writers[buffer] -= 1
         else:
             body.append(step)
+            in_body |= written
     return prologue, body
 
 

@@ -21,7 +21,8 @@ class ReferenceExecutable:
     def __init__(self, graph: Graph, options: Options) -> None:
         self.graph = graph
         self.options = options
-        self.report = Report("reference", [(equation.op.name, equation.where.layer, 0, 0) for equation in graph.equations])
+        steps = [(equation.op.name, equation.where.layer, 0, 0) for equation in graph.equations]
+        self.report = Report("reference", steps)
         self._held: list[NDArray[Any]] = []
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:

@@ -185,14 +185,15 @@ def _store() -> Store:
         with _default_lock:
             if _default is None:
                 try:
-                    _default = Store(_directory())
+                    _default = Store(directory())
                 except (OSError, RuntimeError) as error:  # no place to write, or no home
                     _default = Store(_temporary())
                     _log.warning("kernels are kept in %s until the process ends: %s", _default.directory, error)
     return _default
 
 
-def _directory() -> Path:
+def directory() -> Path:
+    """Where the store of this process keeps its entries, unless that place cannot be made."""
     if chosen := os.environ.get("TILEWORK_CACHE"):
         return Path(chosen)
     if sys.platform == "darwin":

@@ -248,7 +248,7 @@ _RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
 
 
 def promote(*values: Any) -> tuple[Array, ...]:
-    """Arrays of one dtype: the widest of the highest kind (bool, integer, float); Python numbers adapt to the arrays."""
+    """Arrays of one dtype, the widest of the highest kind (bool, integer, float); Python numbers adapt to it."""
     arrays = [value if isinstance(value, Array) else as_array(value)
               for value in values if not isinstance(value, Scalar) or isinstance(value, np.generic)]
     if not arrays:

@@ -1,6 +1,6 @@
 """Reverse mode: a graph to the graph of its gradient.
 
-Invariant: rules are written with the ops themselves, so that a gradient can be traced, compiled and differentiated again.
+Invariant: rules are written with the ops themselves, so a gradient can be traced, compiled and differentiated again.
 """
 
 from __future__ import annotations
@@ -139,4 +139,8 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
 def vjp(function: Callable[..., Any], argument: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The value of a function of one argument, and the map from its cotangent to the argument's."""
     linearised = _linearise(function, (argument,), False)
-    return linearised.outputs, lambda cotangent: linearised.pull_back([as_array(leaf) for leaf in tree.leaves(cotangent)])
+
+    def pull_back(cotangent: Any) -> Any:
+        return linearised.pull_back([as_array(leaf) for leaf in tree.leaves(cotangent)])
+
+    return linearised.outputs, pull_back

@@ -1,6 +1,6 @@
 """The graph: a computation in single-assignment form, with static shapes.
 
-Invariant: equations stand in an order in which every input is defined before it is used, and every value is defined once.
+Invariant: equations stand in an order in which an input is defined before it is used, and a value is defined once.
 """
 
 from __future__ import annotations

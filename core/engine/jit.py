@@ -144,8 +144,8 @@ class Program:
             return
         given = compiled.structure.children
         if len(given) != 2 or given[0] != self._structure:
-            raise ShapeError("a bound function with update=True must give (new_first, result), new_first of the tree that "
-                             "was bound")
+            raise ShapeError("a bound function with update=True must give (new_first, result), new_first of the tree "
+                             "that was bound")
         for aval, array in zip(compiled.outputs, self._arrays, strict=False):
             if aval != array.aval:
                 raise ShapeError(f"a bound function must keep the avals it updates: {array.aval} became {aval}")

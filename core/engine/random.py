@@ -14,7 +14,7 @@ import numpy as np
 from core.engine import dtypes
 from core.engine.array import Array, as_array
 from core.engine.graph import Aval
-from core.engine.ops import concatenate, convert, log, random_bits, sin, sqrt
+from core.engine.ops import concatenate, convert, log, minimum, random_bits, sin, sqrt
 
 
 def key(seed: int) -> Array:
@@ -37,10 +37,10 @@ def fold_in(parent: Array, number: Any) -> Array:
 
 
 def uniform(parent: Array, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Array:
-    """f32 in low <= x < high; 24 random bits an element."""
+    """f32 in low <= x < high."""
     bits = random_bits(parent, shape=tuple(shape))
-    # The upper 24 bits fit a float32 exactly; dividing u32 truncates.
-    unit = convert(bits / as_array(256, dtypes.uint32), dtype=dtypes.float32) * 2.0**-24
+    # The largest words round up to 1 in float32.
+    unit = minimum(convert(bits, dtype=dtypes.float32) * 2.0**-32, 1 - 2.0**-24)
     return unit * (high - low) + low if (low, high) != (0.0, 1.0) else unit
 
 

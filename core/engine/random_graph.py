@@ -19,13 +19,12 @@ from core.engine.grad import grad
 from core.engine.jit import jit
 
 _EXTENTS = (1, 2, 3, 4, 5, 7, 11, 13, 16, 17, 31, 64)
-_LARGEST = 3000
-"""Elements of a value of a random computation."""
+_LARGEST = 3000  # elements of a value
 _PALETTES = ((dtypes.float32,), (dtypes.float64,), (dtypes.float32, dtypes.float64), (dtypes.bfloat16, dtypes.float32))
 _INTEGERS = (dtypes.int32, dtypes.int64, dtypes.int8, dtypes.uint8)
 
 
-def random_graph(seed: int, length: int = 14) -> tuple[Callable[..., tuple[Array, ...]], tuple[Array, ...]]:
+def random_graph(seed: int, length: int = 10) -> tuple[Callable[..., tuple[Array, ...]], tuple[Array, ...]]:
     """A random pure function of arrays, and arguments for it.
 
     No NaN or infinity comes up, and no result jumps where two backends round differently: what is discontinuous
@@ -90,8 +89,6 @@ class _Walk:
         for _ in range(length):
             steps[self.integer(len(steps))](self)
 
-    # --- choices -----------------------------------------------------------------------------------------------------
-
     def integer(self, low: int, high: int | None = None) -> int:
         return int(self.generator.integers(low, high))
 
@@ -151,7 +148,6 @@ _UNARY: tuple[Callable[[Array], Array], ...] = (
 _BINARY: tuple[Callable[[Array, Array], Array], ...] = (
     lambda a, b: (a + b) * 0.5, lambda a, b: (a - b) * 0.5, lambda a, b: a * b * 0.25, lambda a, b: a / (b * b + 1),
     lambda a, b: ops.pow(a * a + 0.5, ops.tanh(b)))
-_PICKING = (ops.maximum, ops.minimum)
 
 
 def _unary(walk: _Walk) -> None:
@@ -172,13 +168,12 @@ def _picking(walk: _Walk) -> None:
         return
     second = walk.partner(first)
     if second.exact or not walk.smooth:
-        walk.add(walk.choice(_PICKING)(first.array, second.array), first.exact and second.exact)
+        walk.add(walk.choice((ops.maximum, ops.minimum))(first.array, second.array), first.exact and second.exact)
     walk.add(walk.choice((ops.abs, ops.neg))(first.array), first.exact)
 
 
 def _rounding(walk: _Walk) -> None:
-    entry = walk.pick(exact=True)
-    if entry is not None:
+    if (entry := walk.pick(exact=True)) is not None:
         walk.add(walk.choice((ops.floor, ops.round))(entry.array), True)
 
 

@@ -16,7 +16,7 @@ from core.engine.jit import jit
 from core.engine.ops.table import TABLE, infer
 from tests.accel.agreement import assert_agree
 
-KINDS = (dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int32, dtypes.int64, dtypes.int8, dtypes.uint8)
+KINDS = (dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int32, dtypes.int8, dtypes.uint8)
 SAMPLED = [op for op in TABLE.values() if op.samples()]
 SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.5, -2.5, 1e-40]
 
@@ -63,6 +63,10 @@ def test_values(op, dtype):
         compare(lambda *inputs, params=params: op(*inputs, **params), *arrays)
 
 
+def ones_like(array):
+    return ops.full_like(array, 1)
+
+
 @pytest.mark.parametrize("op", [op for op in SAMPLED if op.grad], ids=lambda op: op.name)
 def test_gradients(op):
     for arrays, params in cases(op, dtypes.float32):
@@ -72,7 +76,7 @@ def test_gradients(op):
                 return op(*(next(rest) if x.dtype.is_float else x for x in inputs), **params)
 
             value, pull_back = vjp(function, [x for x in inputs if x.dtype.is_float])
-            return pull_back(tree.map(lambda leaf: ops.full_like(leaf, 1), value))
+            return pull_back(tree.map(ones_like, value))
 
         assert {leaf.dtype for leaf in leaves(gradients(*arrays))} <= {dtypes.float32}
         compare(gradients, *arrays)
@@ -146,8 +150,9 @@ ZERO = {
     "dot": lambda x: (x @ ops.ones((3, 5)), ops.ones((4, x.shape[0])) @ x, x @ x.T, x.T @ x),
     "conv": lambda x: ops.conv(x.reshape(x.shape[0], 3, 1), ops.ones((2, 1, 4)), stride=(1,), padding=((0, 0),),
                                dilation=(1,), input_dilation=(1,), groups=1),
-    "conv_dw": lambda x: ops.conv_dw(x.reshape(x.shape[0], 3, 1), ops.ones((x.shape[0], 2, 4)), kernel=(2,), stride=(1,),
-                                     padding=((0, 0),), dilation=(1,), input_dilation=(1,), groups=1),
+    "conv_dw": lambda x: ops.conv_dw(
+        x.reshape(x.shape[0], 3, 1), ops.ones((x.shape[0], 2, 4)), kernel=(2,), stride=(1,), padding=((0, 0),),
+        dilation=(1,), input_dilation=(1,), groups=1),
     "cumsum": lambda x: (ops.cumsum(x, axis=0, reverse=False), ops.cumsum(x, axis=1, reverse=True)),
     "sort": lambda x: (ops.sort(x, axis=0), ops.sort(x, axis=1), ops.argmax(x, 1)),
     "window": lambda x: ops.window(x, kind="sum", size=(1, 2), stride=(1, 1), padding=((0, 0), (0, 0))),

@@ -59,15 +59,16 @@ def test_every_element_is_written(seed, monkeypatch):
 @pytest.mark.parametrize("seed", range(200, 208))
 def test_a_call_does_not_see_the_one_before(seed):
     function, arguments = random_graph(seed, length=8)
-    others = [array if array.dtype.kind == "uint" else array[tuple(np.s_[:] for _ in array.shape)] for array in arguments]
-    others = [ops.mirror(array, range(array.ndim)) if array.dtype.is_float else array for array in others]
+    others = [ops.mirror(array, range(array.ndim)) if array.dtype.is_float else array for array in arguments]
     compiled, fresh = jit(function), jit(function)
     first = compiled(*arguments)
     kept = [array.storage.copy() for array in first]
     second = compiled(*others)
     assert_same_bits(second, fresh(*others))
     assert_same_bits(compiled(*arguments), first)
-    assert [array.storage.tobytes() for array in first] == [array.tobytes() for array in kept], "results were overwritten"
+    overwritten = [array.aval for array, before in zip(first, kept, strict=True)
+                  if array.storage.tobytes() != before.tobytes()]
+    assert not overwritten
 
 
 def test_close_outputs_have_the_bits_of_distant_ones():
@@ -129,7 +130,8 @@ def test_what_held_inputs_determine_runs_once():
 
 
 def test_what_a_step_updates_is_not_hoisted():
-    made = executable(lambda w, x: (w * 0.5, x @ w), drawn(40, 48), drawn(30, 40), options=Options(held=1, carried=True))
+    made = executable(lambda w, x: (w * 0.5, x @ w), drawn(40, 48), drawn(30, 40),
+                      options=Options(held=1, carried=True))
     assert not made._plan.prologue
     made.hold([drawn(40, 48).storage])
     first, second = (made([drawn(30, 40).storage])[0] for _ in range(2))
@@ -157,8 +159,9 @@ def test_constants_may_be_large_small_and_shared():
 NETWORK = {
     "softmax": lambda x: ops.exp(x - ops.amax(x, 1, True)) / ops.sum(ops.exp(x - ops.amax(x, 1, True)), 1, True),
     "normalised": lambda x: (x - ops.mean(x, 0, True)) / ops.sqrt(ops.mean(x * x, 0, True) + 1e-5),
-    "turned": lambda x: ops.tanh(x.T) * 2, "strided": lambda x: x[::2, 1:] + 1, "noise": lambda x: x + random.uniform(
-        random.key(1), x.shape), "sorted": lambda x: ops.sort(x, axis=1)[0], "summed": lambda x: ops.cumsum(x, axis=1, reverse=False),
+    "turned": lambda x: ops.tanh(x.T) * 2, "strided": lambda x: x[::2, 1:] + 1,
+    "noise": lambda x: x + random.uniform(random.key(1), x.shape), "sorted": lambda x: ops.sort(x, axis=1)[0],
+    "summed": lambda x: ops.cumsum(x, axis=1, reverse=False),
 }
 
 

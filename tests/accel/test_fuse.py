@@ -77,7 +77,8 @@ def test_nodes_hold_each_equation_once_in_order(seed):
     graph = graph_of(function, *arguments)
     nodes = fuse(graph)
     held = [equation for node in nodes for equation in node.equations]
-    assert {id(e) for e in held} == {id(e) for e in graph.equations if e.op.name not in VIEWS} and len(held) == len(set(held))
+    assert set(held) == {equation for equation in graph.equations if equation.op.name not in VIEWS}
+    assert len(held) == len(set(held))
     sources = {e.outputs[0]: e.inputs[0] for e in graph.equations if e.op.name in VIEWS and e.inputs}
     iotas = {e.outputs[0] for e in graph.equations if e.op.name in VIEWS and not e.inputs}
     made = {*graph.inputs, *graph.constants}

@@ -77,7 +77,8 @@ def test_what_lies_end_to_end_is_one_loop(shape):
     assert loop.extent == np.prod(shape)
 
 
-@pytest.mark.parametrize(("strides", "expected"), [((0, 0), "constant"), ((4, 0), "hoisted"), ((4, 1), "unit"), ((1, 4), "strided")])
+@pytest.mark.parametrize(("strides", "expected"), [
+    ((0, 0), "constant"), ((4, 0), "hoisted"), ((4, 1), "unit"), ((1, 4), "strided")])
 def test_stride_classes(strides, expected):
     operand = Operand("x", View(Buffer(64), dtypes.float32, (3, 4), strides), "read")
     other = Operand("y", contiguous(dtypes.float32, (3, 8)), "write")

@@ -27,10 +27,12 @@ IDENTITY = as_array(np.ones((3, 4), np.float32))
 
 
 @pytest.mark.parametrize(("function", "expected"), [
-    (lambda x: x * 1.0, []), (lambda x: 1.0 * x, []), (lambda x: x / 1.0, []), (lambda x: x + 0.0, []), (lambda x: x - 0.0, []),
-    (lambda x: 0 + x, []), (lambda x: x**1.0, []), (lambda x: x * IDENTITY, []), (lambda x: x.reshape(3, 4), []),
+    (lambda x: x * 1.0, []), (lambda x: 1.0 * x, []), (lambda x: x / 1.0, []), (lambda x: x + 0.0, []),
+    (lambda x: x - 0.0, []), (lambda x: 0 + x, []), (lambda x: x**1.0, []),
+    (lambda x: x * IDENTITY, []), (lambda x: x.reshape(3, 4), []),
     (lambda x: x.transpose(0, 1), []), (lambda x: x.astype("f32"), []), (lambda x: ops.concatenate([x]), []),
-    (lambda x: x * 0.0, ["broadcast", "mul"]), (lambda x: 0.0 - x, ["broadcast", "sub"]), (lambda x: 1.0 / x, ["broadcast", "div"]),
+    (lambda x: x * 0.0, ["broadcast", "mul"]), (lambda x: 0.0 - x, ["broadcast", "sub"]),
+    (lambda x: 1.0 / x, ["broadcast", "div"]),
     (lambda x: ops.tanh(x) + ops.tanh(x), ["tanh", "add"]), (lambda x: (ops.exp(x), ops.tanh(x))[1], ["tanh"]),
     (lambda x: jit(lambda y: ops.tanh(y))(x), ["tanh"]),
     (lambda x: ops.scan(lambda c, r: (c + r, None), ops.zeros((4,)), x)[0], ["slice", "reshape"] * 3 + ["add"] * 2),

@@ -54,7 +54,8 @@ def test_a_shape_error_names_layer_line_operands_rule_and_hint():
 WINDOW = {"size": (2,), "stride": (1,), "padding": ((0, 0),)}
 REFUSED = {
     "broadcast": (lambda: zeros(2, 3) + zeros(2, 4), ["operand 0  f32[2, 3]", "operand 1  f32[2, 4]", "equal or 1"]),
-    "dot": (lambda: zeros(2, 3) @ zeros(4, 5), ["a         f32[2, 3]", "b         f32[4, 5]", "paired axes have one extent"]),
+    "dot": (lambda: zeros(2, 3) @ zeros(4, 5), ["a         f32[2, 3]", "b         f32[4, 5]",
+                                                "paired axes have one extent"]),
     "exp": (lambda: ops.exp(as_array([1, 2])), ["x     i32[2]", "float type", "convert it first"]),
     "reshape": (lambda: ops.reshape(zeros(2, 3), shape=(4,)), ["x      f32[2, 3]", "the new shape holds 6 elements"]),
     "transpose": (lambda: zeros(2, 3).transpose(0, 0), ["axes  (0, 0)", "permutation"]),

@@ -11,9 +11,9 @@ from core.engine import ops, random, tree
 from core.engine.array import Array, array, as_array
 from core.engine.errors import ShapeError
 from core.engine.grad import value_and_grad
+from core.engine.graph import Aval
 from core.engine.jit import jit
 from core.engine.ops.control import custom_call
-from core.engine.graph import Aval
 
 DEVICES = ("reference", "cpu")
 
@@ -29,7 +29,7 @@ def test_numpy_arrays_numbers_and_trees(device):
         """Text."""
         return {"y": x * scale + parts[0], "z": [parts[1] - 1]}
 
-    out = function(np.arange(3, dtype=np.float32), 2.0, (np.float32(1), [3])[0:1] + (4,))
+    out = function(np.arange(3, dtype=np.float32), 2.0, (np.float32(1), 4))
     np.testing.assert_array_equal(out["y"].numpy(), [1, 3, 5])
     assert out["z"][0].item() == 3 and isinstance(out["y"], Array)
     assert function.__doc__ == "Text." and function.__name__ == "function"
@@ -83,7 +83,9 @@ def test_random_numbers_are_the_same_everywhere():
 
 def test_a_key_that_is_folded_in_a_loop_is_complete_before_it_is_used():
     """A word of random_bits reads the whole key: the two loops over (2,) are not one."""
-    function = (lambda key: random.fold_in(random.fold_in(key, 3), 4))
+    def function(key):
+        return random.fold_in(random.fold_in(key, 3), 4)
+
     assert jit(function)(random.key(1)).storage.tobytes() == function(random.key(1)).storage.tobytes()
 
 
@@ -100,8 +102,11 @@ def test_bound_arguments_are_copies(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_updates_are_carried_from_call_to_call(device):
-    program = jit(lambda state, x: ({"n": state["n"] + 1, "s": state["s"] + x, "old": state["s"]}, state["s"] * 1), device=device)
-    program = program.bind({"n": as_array(0), "s": as_array(np.zeros(3, np.float32)), "old": drawn(3)}, update=True)
+    def step(state, x):
+        return {"n": state["n"] + 1, "s": state["s"] + x, "old": state["s"]}, state["s"] * 1
+
+    start = {"n": as_array(0), "s": as_array(np.zeros(3, np.float32)), "old": drawn(3)}
+    program = jit(step, device=device).bind(start, update=True)
     total, values = np.zeros(3, np.float32), []
     for step in range(5):
         x = drawn(3, seed=step)
@@ -116,7 +121,8 @@ def test_updates_are_carried_from_call_to_call(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_new_shape_keeps_the_state(device):
-    program = jit(lambda s, x: (s + ops.sum(x), ops.mean(x) + s), device=device).bind(as_array(np.float32(0)), update=True)
+    function = jit(lambda s, x: (s + ops.sum(x), ops.mean(x) + s), device=device)
+    program = function.bind(as_array(np.float32(0)), update=True)
     total = 0.0
     for size in (2, 5, 2, 7, 5):
         program(as_array(np.ones(size, np.float32)))

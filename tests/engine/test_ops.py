@@ -66,7 +66,8 @@ COMPOSED = {
     "matmul": lambda a, b: a @ b.reshape(4, 3), "matvec": lambda a, b: a @ b.reshape(12)[:4],
     "batched": lambda a, b: ops.matmul(ops.stack([a, a]), b.reshape(1, 4, 3)), "mean": lambda a, b: ops.mean(a * b, 1),
     "amax": lambda a, b: ops.amax(a, 0), "index": lambda a, b: a[1:, ::2] * b[None, :2, 1:3],
-    "gathered": lambda a, b: a[np.array([2, 0, 2])] * b, "take_along": lambda a, b: ops.take_along(a, ops.sort(b, axis=1)[1]),
+    "gathered": lambda a, b: a[np.array([2, 0, 2])] * b,
+    "take_along": lambda a, b: ops.take_along(a, ops.sort(b, axis=1)[1]),
     "stack": lambda a, b: ops.stack([a, b], 1), "moveaxis": lambda a, b: ops.moveaxis(a, 0, 1),
     "segment_mean": lambda a, b: ops.segment_mean(a, np.int32([1, 1, 5]), 3),
     "segment_softmax": lambda a, b: ops.segment_softmax(a, np.int32([1, 1, -1]), 3) * b,
@@ -107,6 +108,12 @@ def test_int8_products_are_exact_in_int32():
     a = as_array(np.full((2, 300), -128, np.int8))
     out = ops.dot(a, a, contract=((1,), (1,)), batch=((), ()))
     assert out.dtype is dtypes.int32 and (out.numpy() == 300 * 128**2).all()
+
+
+@pytest.mark.parametrize("target", ("bf16", "i32", np.float64, dtypes.int8), ids=str)
+def test_a_dtype_may_be_given_by_name(target):
+    x = as_array([1.5, -2.5])
+    assert ops.convert(x, dtype=target).storage.tobytes() == x.astype(target).storage.tobytes()
 
 
 @pytest.mark.parametrize("name", ("bf16", "f32"))

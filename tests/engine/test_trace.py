@@ -54,7 +54,8 @@ def test_outer_traces_are_captured():
 
 
 @pytest.mark.parametrize("use", [bool, float, int, lambda x: x.item(), lambda x: x.numpy(), np.asarray,
-                                 lambda x: 1 if x > 0 else 2], ids=["bool", "float", "int", "item", "numpy", "asarray", "if"])
+                                 lambda x: 1 if x > 0 else 2],
+                         ids=["bool", "float", "int", "item", "numpy", "asarray", "if"])
 def test_the_value_of_a_traced_array_is_not_known(use):
     with pytest.raises(TraceError, match=r"the value of (f32|bool)\[\] is not known while it is traced; use select"):
         graph_of(use, as_array(1.0))

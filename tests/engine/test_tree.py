@@ -34,7 +34,8 @@ def test_paths():
     assert tree.paths(structure) == ["encoder.0", "encoder.1.w", "head.0"]
 
 
-@pytest.mark.parametrize(("first", "second"), [([1], (1,)), ([1, 2], [1]), ({"a": 1}, {"b": 1}), (None, 1), ([None], [1])])
+@pytest.mark.parametrize(("first", "second"), [
+    ([1], (1,)), ([1, 2], [1]), ({"a": 1}, {"b": 1}), (None, 1), ([None], [1])])
 def test_different_structures(first, second):
     assert tree.flatten(first)[1] != tree.flatten(second)[1]
     with pytest.raises(ValueError, match="different structure"):

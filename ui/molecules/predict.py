@@ -77,7 +77,7 @@ def explainer(path: str, changed: int, target: int) -> Explainer:
 def _molecule(training: jobs.Training) -> None:
     with st.form("smiles", border=False):
         left, right = st.columns([5, 1], vertical_alignment="bottom")
-        text = left.text_input("SMILES", key="predict-smiles", placeholder=f"such as {EXAMPLE}", max_chars=20_000)
+        text = left.text_input("SMILES", key="predict-smiles", placeholder=f"such as {EXAMPLE}")
         right.form_submit_button("Predict", type="primary", width="stretch")
     if not text:
         st.info("Paste a SMILES and press Enter.")
@@ -121,8 +121,10 @@ def _attribution(version: tuple[str, int], trained: Trained, prediction: Predict
         contributions = explainer(*version, target)(example)
     st.image(drawing(example, contributions, 560, 340), width="stretch", alt=f"Attribution drawn on {example.text}")
     largest = sorted(enumerate(contributions), key=lambda pair: -abs(pair[1]))[:3]
+    rest = float(prediction.values[target]) - float(contributions.sum())
     st.caption("Red atoms raise the prediction, blue ones lower it, compared with a molecule without features. The "
-               "largest: " + ", ".join(f"atom {atom + 1} {value:+.3g}" for atom, value in largest) + ".")
+               "largest: " + ", ".join(f"atom {atom + 1} {value:+.3g}" for atom, value in largest) + ". All atoms "
+               f"together: {contributions.sum():+.3g}. The average and descriptors of the whole molecule: {rest:+.3g}.")
 
 
 # ------------------------------------------------------------------------------------------------ a file
@@ -189,7 +191,7 @@ def _result(folder: Path, job: jobs.Job) -> None:
         return
     predicted, refused = outcome["numbers"].get("predicted", 0), outcome.get("refused", 0)
     st.write(f"{number(predicted)} rows predicted, {number(refused)} refused.")
-    out, refusals = folder / "predictions.csv", folder / "predictions.refused.csv"
+    out, refusals = folder / "predictions.csv", folder / "refused.csv"
     with st.container(horizontal=True):
         st.download_button("Predictions", out.read_bytes(), f"{folder.name}.csv", icon=":material/download:",
                            key=f"predictions {folder}", on_click="ignore")

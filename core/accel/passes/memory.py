@@ -5,6 +5,7 @@ Invariant: two buffers that are alive at the same step do not overlap, and each 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -43,12 +44,12 @@ def place(spans: Sequence[Lifetime]) -> tuple[dict[Buffer, int], int]:
     for span in sorted(spans, key=lambda span: -span.buffer.nbytes):
         offset = 0
         for begin, end, other in placed:
-            if other.first <= span.last and span.first <= other.last and begin < offset + span.buffer.nbytes and offset < end:
+            coexist = other.first <= span.last and span.first <= other.last
+            if coexist and begin < offset + span.buffer.nbytes and offset < end:
                 offset = aligned(end)
         offsets[span.buffer] = offset
         end = offset + span.buffer.nbytes
-        placed.append((offset, end, span))
-        placed.sort(key=lambda entry: entry[0])
+        insort(placed, (offset, end, span), key=lambda entry: entry[0])
         size = max(size, end)
     return offsets, aligned(size)
 

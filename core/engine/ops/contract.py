@@ -41,7 +41,8 @@ def _dot_shape(a: Aval, b: Aval, *, contract: Axes, batch: Axes) -> Aval:
         require(all(a.shape[i] == b.shape[j] for i, j in zip(left, right, strict=True)), "dot",
                 "paired axes have one extent", **shown)
     require(len({*contract[0], *batch[0]}) == len(contract[0]) + len(batch[0])
-            and len({*contract[1], *batch[1]}) == len(contract[1]) + len(batch[1]), "dot", "an axis is used once", **shown)
+            and len({*contract[1], *batch[1]}) == len(contract[1]) + len(batch[1]),
+            "dot", "an axis is used once", **shown)
     shape = ([a.shape[i] for i in batch[0]] + [a.shape[i] for i in _free(a.ndim, contract[0], batch[0])]
              + [b.shape[j] for j in _free(b.ndim, contract[1], batch[1])])
     return Aval(dtypes.int32 if a.dtype is dtypes.int8 else a.dtype, tuple(shape))
@@ -97,7 +98,8 @@ dot: Op = register(Op(
              Sample((_normal(3, 2, 4, 6), _normal(6, 2, 4)), {"contract": ((2, 3), (2, 0)), "batch": ((1,), (1,))}),
              Sample((_normal(4), _normal(4)), {"contract": ((0,), (0,)), "batch": ((), ())}),
              Sample((_normal(17, 33), _normal(33, 1)), {"contract": ((1,), (0,)), "batch": ((), ())})],
-    promote, doc="Sum of products over paired axes; output axes are batch, free axes of a, free axes of b. int8 gives i32."))
+    promote,
+    doc="Sum of products over paired axes; output axes are batch, free axes of a, free axes of b. int8 gives i32."))
 
 
 def matmul(a: Any, b: Any) -> Array:
@@ -133,10 +135,12 @@ def _conv_shape(x: Aval, w: Aval, *, stride: tuple[int, ...], padding: Padding, 
     require(x.shape[-1] == w.shape[-2] * groups, "conv",
             f"input channels ({x.shape[-1]}) must equal kernel in-channels x groups ({w.shape[-2]} x {groups})",
             "images are channels-last; was this kernel made for another number of channels?", **shown)
-    require(w.shape[-1] % groups == 0, "conv", f"kernel out-channels ({w.shape[-1]}) divide into {groups} groups", **shown)
+    require(w.shape[-1] % groups == 0, "conv",
+            f"kernel out-channels ({w.shape[-1]}) divide into {groups} groups", **shown)
     space = tuple(window_extent(_dilated(n, inner), k, s, p, d) for n, inner, k, s, p, d in
                   zip(x.shape[1:-1], input_dilation, w.shape[:-2], stride, padding, dilation, strict=True))
-    require(all(extent > 0 for extent in space), "conv", "the padded input holds at least one window", padding=padding, **shown)
+    require(all(extent > 0 for extent in space), "conv", "the padded input holds at least one window",
+            padding=padding, **shown)
     return Aval(x.dtype, (x.shape[0], *space, w.shape[-1]))
 
 
@@ -155,6 +159,10 @@ def _tap_slices(kernel: Sequence[int], space: Sequence[int], stride: Sequence[in
                                 for t, d, n, s in zip(tap, dilation, space, stride, strict=True)))
 
 
+def _channels(group: int, width: int) -> slice:
+    return slice(group * width, (group + 1) * width)
+
+
 def _conv_numpy(x: Any, w: Any, *, stride: tuple[int, ...], padding: Padding, dilation: tuple[int, ...],
                 input_dilation: tuple[int, ...], groups: int) -> Any:
     aval = _conv_shape(Aval(dtypes.float64, x.shape), Aval(dtypes.float64, w.shape), stride=stride, padding=padding,
@@ -164,7 +172,7 @@ def _conv_numpy(x: Any, w: Any, *, stride: tuple[int, ...], padding: Padding, di
     width_in, width_out = w.shape[-2], w.shape[-1] // groups
     for tap, pixels in _tap_slices(w.shape[:-2], aval.shape[1:-1], stride, dilation):
         for group in range(groups):
-            inner, outer = np.s_[group * width_in:(group + 1) * width_in], np.s_[group * width_out:(group + 1) * width_out]
+            inner, outer = _channels(group, width_in), _channels(group, width_out)
             out[..., outer] += padded[pixels][..., inner] @ w[tap][:, outer]
     return out
 
@@ -193,7 +201,7 @@ def _conv_grad(ct: Array, out: Array, x: Array, w: Array, *, stride: tuple[int, 
                dilation: tuple[int, ...], input_dilation: tuple[int, ...], groups: int) -> tuple[Array, Array]:
     params: dict[str, Any] = {"padding": padding, "input_dilation": input_dilation, "groups": groups}
     back = []
-    for n, inner, k, s, (low, high), d, m in zip(x.shape[1:-1], input_dilation, w.shape[:-2], stride, padding, dilation,
+    for n, inner, k, s, (low, _), d, m in zip(x.shape[1:-1], input_dilation, w.shape[:-2], stride, padding, dilation,
                                                  ct.shape[1:-1], strict=True):
         low_back = (k - 1) * d - low
         back.append((low_back, _dilated(n, inner) + (k - 1) * d - _dilated(m, s) - low_back))
@@ -210,14 +218,17 @@ def conv_samples() -> list[Sample]:
     """1-D, 2-D and 3-D; stride, padding, dilation, input dilation, groups and depthwise."""
     def params(rank: int, **given: Any) -> dict[str, Any]:
         ones = (1,) * rank
-        return {"stride": ones, "padding": ((0, 0),) * rank, "dilation": ones, "input_dilation": ones, "groups": 1} | given
+        plain = {"stride": ones, "padding": ((0, 0),) * rank, "dilation": ones, "input_dilation": ones, "groups": 1}
+        return plain | given
 
     return [Sample((_normal(2, 9, 3), _normal(3, 3, 4)), params(1)),
             Sample((_normal(1, 8, 2), _normal(3, 2, 5)), params(1, stride=(2,), padding=((2, 1),), dilation=(2,))),
             Sample((_normal(2, 5, 6, 3), _normal(3, 3, 3, 4)), params(2, padding=((1, 1), (1, 1)))),
-            Sample((_normal(1, 6, 7, 4), _normal(3, 2, 2, 6)), params(2, stride=(2, 2), groups=2, padding=((1, 0), (0, 1)))),
+            Sample((_normal(1, 6, 7, 4), _normal(3, 2, 2, 6)),
+                   params(2, stride=(2, 2), groups=2, padding=((1, 0), (0, 1)))),
             Sample((_normal(1, 5, 5, 3), _normal(3, 3, 1, 3)), params(2, groups=3, padding=((1, 1), (1, 1)))),
-            Sample((_normal(1, 3, 4, 2), _normal(3, 3, 2, 3)), params(2, input_dilation=(2, 3), padding=((2, 1), (2, 2)))),
+            Sample((_normal(1, 3, 4, 2), _normal(3, 3, 2, 3)),
+                   params(2, input_dilation=(2, 3), padding=((2, 1), (2, 2)))),
             Sample((_normal(1, 5, 4, 2), _normal(2, 2, 2, 3)), params(2, padding=((-1, 0), (1, -1)))),
             Sample((_normal(1, 4, 4, 5, 2), _normal(3, 3, 3, 2, 3)), params(3, padding=((1, 1), (1, 1), (1, 1)))),
             Sample((_normal(1, 4, 4, 17), _normal(1, 1, 17, 33)), params(2))]
@@ -242,13 +253,14 @@ def _conv_dw_numpy(x: Any, ct: Any, *, kernel: tuple[int, ...], stride: tuple[in
     out = np.zeros((*kernel, width_in, ct.shape[-1]), x.dtype)
     for tap, pixels in _tap_slices(kernel, ct.shape[1:-1], stride, dilation):
         for group in range(groups):
-            inner, outer = np.s_[group * width_in:(group + 1) * width_in], np.s_[group * width_out:(group + 1) * width_out]
+            inner, outer = _channels(group, width_in), _channels(group, width_out)
             rows = padded[pixels][..., inner].reshape(-1, width_in)
             out[tap][:, outer] = rows.T @ ct[..., outer].reshape(-1, width_out)
     return out
 
 
-def _conv_dw_grad(g: Array, out: Array, x: Array, ct: Array, *, kernel: tuple[int, ...], **params: Any) -> tuple[Array, Array]:
+def _conv_dw_grad(g: Array, out: Array, x: Array, ct: Array, *, kernel: tuple[int, ...],
+                  **params: Any) -> tuple[Array, Array]:
     dx, _ = _conv_grad(ct, ct, x, g, **params)
     return dx, conv(x, g, **params)
 

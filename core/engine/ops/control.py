@@ -62,7 +62,8 @@ call: MultipleOp = register_multiple(Op(
 
 # --- scan ------------------------------------------------------------------------------------------------------------
 
-def _scan_shape(*arguments: Aval, body: Graph, consts: int, carries: int, length: int, reverse: bool) -> tuple[Aval, ...]:
+def _scan_shape(*arguments: Aval, body: Graph, consts: int, carries: int, length: int,
+                reverse: bool) -> tuple[Aval, ...]:
     inputs, outputs = _avals(body.inputs), _avals(body.outputs)
     slices = arguments[consts + carries:]
     require(arguments[:consts + carries] == inputs[:consts + carries]
@@ -102,8 +103,8 @@ def _scan_grad(cts: Sequence[Array | None], outs: Sequence[Array], *arguments: A
     def backward(state: tuple[list[Array], list[Array]], slices: Any) -> Any:
         ct_carry, ct_fixed = state
         entered, xs, ct_ys = slices
-        grads = vjp_graph(body, [*fixed, *entered, *xs], [*ct_carry, *ct_ys])
-        grads = zero_cotangents(grads, [*fixed, *entered, *xs])
+        inputs = [*fixed, *entered, *xs]
+        grads = zero_cotangents(vjp_graph(body, inputs, [*ct_carry, *ct_ys]), inputs)
         added = [total + grad for total, grad in zip(ct_fixed, grads[:consts], strict=True)]
         return (grads[consts:consts + carries], added), grads[consts + carries:]
 

@@ -199,7 +199,8 @@ select: Op = register(Op(
     _select_prepare, doc="a where the condition holds, b elsewhere."))
 
 
-def _convert_numpy(x: Any, *, dtype: dtypes.DType) -> Any:
+def _convert_numpy(x: Any, *, dtype: Any) -> Any:
+    dtype = as_dtype(dtype)
     if dtype is dtypes.bfloat16:
         return dtypes.encode_bfloat16(np.asarray(x, np.float32))
     if dtype.kind in ("int", "uint") and x.dtype.kind == "f":

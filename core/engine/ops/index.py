@@ -113,8 +113,8 @@ def take_along(x: Array, indices: Array, axis: int = -1) -> Array:
 
 def _segment_shape(data: Aval, ids: Aval, *, count: int, kind: str) -> Aval:
     require(kind in ("sum", "max", "min"), "segment_reduce", "kind is sum, max or min", kind=kind)
-    require(data.ndim >= 1 and ids.shape == data.shape[:1] and ids.dtype in (dtypes.int32, dtypes.int64), "segment_reduce",
-            "one i32 or i64 segment id for each row of data", data=data, ids=ids)
+    require(data.ndim >= 1 and ids.shape == data.shape[:1] and ids.dtype in (dtypes.int32, dtypes.int64),
+            "segment_reduce", "one i32 or i64 segment id for each row of data", data=data, ids=ids)
     return Aval(data.dtype, (count, *data.shape[1:]))
 
 
@@ -194,7 +194,8 @@ sort: MultipleOp = register_multiple(Op(
     "sort", "index", _sort_shape, _sort_numpy, _sort_grad,
     lambda inputs, outputs, params: inputs[0].size * max(inputs[0].shape[params["axis"]].bit_length(), 1),
     lambda: [Sample((_normal(4, 5),), {"axis": axis}) for axis in (0, 1)] + [Sample((_normal(1),), {"axis": 0})],
-    lambda x: (as_array(x),), multiple=True, doc="Ascending and stable, NaN last; gives the values and their indices (i32)."))
+    lambda x: (as_array(x),), multiple=True,
+    doc="Ascending and stable, NaN last; gives the values and their indices (i32)."))
 
 
 # --- numpy indexing --------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def threefry(key: NDArray[np.uint32], low: NDArray[np.uint32],
 
 
 def _bits_shape(key: Aval, *, shape: tuple[int, ...]) -> Aval:
-    require(key == Aval(dtypes.uint32, (2,)), "random_bits", "the key is u32[2]", "make one with random.key(seed)", key=key)
+    require(key == Aval(dtypes.uint32, (2,)), "random_bits", "the key is u32[2]", "make one with random.key(seed)",
+            key=key)
     return Aval(dtypes.uint32, tuple(shape))
 
 

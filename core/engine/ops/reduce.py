@@ -74,8 +74,8 @@ def _reduce_grad(ct: Array, out: Array, x: Array, *, axes: tuple[int, ...], kind
 reduce: Op = register(Op(
     "reduce", "reduce", _reduce_shape, _reduce_numpy, _reduce_grad, lambda inputs, outputs, params: inputs[0].size,
     lambda: [Sample((_normal(*shape),), {"axes": axes, "kind": kind}) for kind in ("sum", "max", "min")
-             for shape, axes in (((3, 4), (1,)), ((3, 4), (0,)), ((3, 4), (0, 1)), ((2, 3, 5), (0, 2)), ((2, 3, 5), (1,)),
-                                 ((1,), (0,)))],
+             for shape, axes in (((3, 4), (1,)), ((3, 4), (0,)), ((3, 4), (0, 1)), ((2, 3, 5), (0, 2)),
+                                 ((2, 3, 5), (1,)), ((1,), (0,)))],
     lambda x: (as_array(x),), doc="max and min share the cotangent among ties."))
 
 
@@ -153,7 +153,8 @@ cumsum: Op = register(Op(
     "cumsum", "reduce", _cumsum_shape, _cumsum_numpy,
     lambda ct, out, x, *, axis, reverse: (cumsum(ct, axis=axis, reverse=not reverse),),
     lambda inputs, outputs, params: inputs[0].size,
-    lambda: [Sample((_normal(3, 5),), {"axis": axis, "reverse": reverse}) for axis in (0, 1) for reverse in (False, True)],
+    lambda: [Sample((_normal(3, 5),), {"axis": axis, "reverse": reverse})
+             for axis in (0, 1) for reverse in (False, True)],
     lambda x: (as_array(x),)))
 
 
@@ -178,10 +179,11 @@ def _window_out(op: str, x: Aval, size: tuple[int, ...], stride: tuple[int, ...]
     return out
 
 
-def _window_shape(x: Aval, *of: Aval, kind: str, size: tuple[int, ...], stride: tuple[int, ...], padding: Padding) -> Aval:
+def _window_shape(x: Aval, *of: Aval, kind: str, size: tuple[int, ...], stride: tuple[int, ...],
+                  padding: Padding) -> Aval:
     require(kind in ("sum", "max", "min") and len(of) == (kind != "sum") and all(y.shape == x.shape for y in of),
-            "window", "kind sum takes x; max and min take x and an array of the same shape to pick from", x=x, kind=kind,
-            **{f"of {index}": y for index, y in enumerate(of)})
+            "window", "kind sum takes x; max and min take x and an array of the same shape to pick from", x=x,
+            kind=kind, **{f"of {index}": y for index, y in enumerate(of)})
     return Aval(of[0].dtype if of else x.dtype, _window_out("window", x, size, stride, padding))
 
 

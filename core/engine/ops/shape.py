@@ -158,13 +158,16 @@ slice: Op = register(Op(
                      Sample((_normal(4, 3),), {"start": (0, 2), "stop": (4, 3), "step": (2, 1)})],
     prepare=lambda x: (as_array(x),)))
 
-def _pad_shape(x: Aval, value: Aval, *, low: tuple[int, ...], high: tuple[int, ...], interior: tuple[int, ...]) -> Aval:
+
+def _pad_shape(x: Aval, value: Aval, *, low: tuple[int, ...], high: tuple[int, ...],
+               interior: tuple[int, ...]) -> Aval:
     require(len(low) == len(high) == len(interior) == x.ndim and all(gap >= 0 for gap in interior)
             and value == Aval(x.dtype, ()), "pad",
-            "low, high and interior >= 0 for every axis, and a scalar of x's dtype", x=x, value=value, low=low, high=high,
-            interior=interior)
+            "low, high and interior >= 0 for every axis, and a scalar of x's dtype", x=x, value=value, low=low,
+            high=high, interior=interior)
     shape = tuple(n + max(n - 1, 0) * gap + a + b for n, a, b, gap in zip(x.shape, low, high, interior, strict=True))
-    require(all(extent >= 0 for extent in shape), "pad", "negative padding leaves an extent >= 0", x=x, low=low, high=high)
+    require(all(extent >= 0 for extent in shape), "pad", "negative padding leaves an extent >= 0", x=x, low=low,
+            high=high)
     return Aval(x.dtype, shape)
 
 
@@ -173,8 +176,10 @@ def _pad_numpy(x: Any, value: Any, *, low: tuple[int, ...], high: tuple[int, ...
     spread = np.full(inner, value, x.dtype)
     spread[tuple(_python_slice(None, None, gap + 1) for gap in interior)] = x
     out = np.full(tuple(n + a + b for n, a, b in zip(inner, low, high, strict=True)), value, x.dtype)
-    target = tuple(_python_slice(max(a, 0), max(n - max(b, 0), 0)) for n, a, b in zip(out.shape, low, high, strict=True))
-    source = tuple(_python_slice(max(-a, 0), max(n - max(-b, 0), 0)) for n, a, b in zip(inner, low, high, strict=True))
+    target = tuple(_python_slice(max(a, 0), max(n - max(b, 0), 0))
+                   for n, a, b in zip(out.shape, low, high, strict=True))
+    source = tuple(_python_slice(max(-a, 0), max(n - max(-b, 0), 0))
+                   for n, a, b in zip(inner, low, high, strict=True))
     out[target] = spread[source]
     return out
 
@@ -206,7 +211,8 @@ pad: Op = register(Op(
 
 def _concat_shape(*parts: Aval, axis: int) -> Aval:
     shown = {f"part {index}": part for index, part in enumerate(parts)}
-    require(len(parts) > 0 and 0 <= axis < parts[0].ndim, "concat", "at least one part, 0 <= axis < ndim", axis=axis, **shown)
+    require(len(parts) > 0 and 0 <= axis < parts[0].ndim, "concat", "at least one part, 0 <= axis < ndim", axis=axis,
+            **shown)
     rests = {(part.dtype, part.shape[:axis], part.shape[axis + 1:]) for part in parts}
     require(len(rests) == 1, "concat", "parts agree in dtype and in every axis but the joined one", axis=axis, **shown)
     first = parts[0].shape
