@@ -116,7 +116,7 @@ def _comparison(numbers: Numbers) -> None:
     table, rest = compared(numbers)
     st.subheader("Metrics beside the baselines")
     if table:
-        st.dataframe(table, hide_index=True)
+        st.table(table, hide_index=True)
         st.caption("Mean: the average of the training values. Ridge: a linear model on descriptors. A model worth its "
                    "training beats both.")
     shown = {name: value for name, value in rest.items() if name.split()[-1] != "n" and not name.endswith(" sd")}

@@ -281,7 +281,8 @@ def _report(found: Sequence[Example], targets: np.ndarray, parts: Sequence[Part]
         result: dict[str, Any] = numbers(description.targets, score(values, targets[test], description.tasks))
         covered = coverage(values, targets[test], half_width)
         result |= {_named(name, "coverage", description): share
-                   for name, share, half in zip(description.targets, covered, half_width, strict=True) if np.isfinite(half)}
+                   for name, share, half in zip(description.targets, covered, half_width, strict=True)
+                   if np.isfinite(half)}
         for name, table in plain.items():
             result |= numbers(description.targets, score(table, targets[test], description.tasks), f"{name} baseline ")
         folds.append(result)

@@ -256,7 +256,11 @@ _KERNEL_TYPES: dict[str, set[DType]] = {
 
 
 def _has_kernel(equation: Equation) -> bool:
-    return equation.inputs[0].aval.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
+    x, params = equation.inputs[0].aval, equation.params
+    if equation.op.name in ("window", "window_grad") and not window.fits(x.shape, params["size"], params["stride"],
+                                                                         params["padding"]):
+        return False
+    return x.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
 
 
 def _lower_dot(lowering: Lowering, equation: Equation) -> None:

@@ -176,3 +176,12 @@ def test_arguments_of_any_strides():
     base = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
     for values in (base.T, base[::2, ::-1], np.broadcast_to(base[0], (5, 8)), np.asfortranarray(base)):
         compare(lambda x: (x * 2, ops.sum(x, 0)), Array(Aval(dtypes.float32, values.shape), values))
+
+
+def test_windows_over_many_axes_run_on_the_host():
+    def pooled(x):
+        return ops.window(x, kind="sum", size=(1, 2, 2, 2, 2, 1), stride=(1,) * 6, padding=((0, 0),) * 6)
+
+    x = np.random.default_rng(0).random((2, 3, 4, 3, 4, 2), np.float32)
+    np.testing.assert_allclose(jit(pooled)(x).numpy(), jit(pooled, device="reference")(x).numpy(), rtol=1e-6)
+    assert [step[0] for step in jit(pooled).report(x).steps] == ["host window"]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class Chain:
 
     def __init__(self, length: int, size: int, serial: frozenset[int] | None = frozenset()) -> None:
         views = [contiguous(dtypes.float32, (size,)) for _ in range(length + 1)]
-        steps = [Step(LOGISTIC, (a, b), (1,), (size,), size) for a, b in zip(views, views[1:], strict=False)]
+        steps = [Step(LOGISTIC, (a, b), (1,), (size,), size) for a, b in pairwise(views)]
         alone = {id(steps[k]) for k in (range(length) if serial is None else serial)}
         places = {view.buffer: (0, k * size * 4) for k, view in enumerate(views)}
         self.table = PlanTable.build(steps, places, lambda step: id(step) in alone)

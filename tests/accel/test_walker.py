@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def affine(source: View, target: View, factor: int, term: int) -> Step:
 def chain(length: int, size: int) -> tuple[list[Step], list[View]]:
     """Steps that each read what the one before wrote."""
     views = [contiguous(dtypes.float32, (size,)) for _ in range(length + 1)]
-    return [affine(a, b, 1, k) for k, (a, b) in enumerate(zip(views, views[1:], strict=False))], views
+    return [affine(a, b, 1, k) for k, (a, b) in enumerate(pairwise(views))], views
 
 
 def placed(views: list[View], base: int = 0) -> dict[Buffer, tuple[int, int]]:

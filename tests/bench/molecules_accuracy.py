@@ -1,10 +1,11 @@
 """Test errors of the molecules app over several splits, one JSON line a split.
 
-    python -m tests.bench.molecules_accuracy CSV --target COLUMN --out FILE.jsonl [--splits 10] [--first 0] [--SETTING ...]
+    python -m tests.bench.molecules_accuracy CSV --target COLUMN --out FILE.jsonl [--splits 10] [--first 0]
+        [--SETTING ...]
 
-Splits are those of the app for the seeds first, first + 1, ...; finished ones are skipped. Further options are settings of
-the app, as on its command line, given as NAME=VALUE. The file holds the metrics on test and validation rows, the settings
-and the processor seconds of training.
+Splits are those of the app for the seeds first, first + 1, ...; finished ones are skipped. Further options are settings
+of the app, as on its command line, given as NAME=VALUE. The file holds the metrics on test and validation rows, the
+settings and the processor seconds of training.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m tests.bench.molecules_speed CSV --target COLUMN --chemprop .venv-bench/bin/chemprop [--rounds 3]
         [--predict OTHER.csv]
 
-Both train a directed network of width 300, depth 3, one read-out layer of 300, 50 epochs, batches of 64, two threads, no
-molecule descriptors. Ratios are chemprop's seconds over ours, median of the rounds; above 1 we are faster.
+Both train a directed network of width 300, depth 3, one read-out layer of 300, 50 epochs, batches of 64, two threads,
+no molecule descriptors. Ratios are chemprop's seconds over ours, median of the rounds; above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
         ours, theirs = folder / f"ours-{number}", folder / f"theirs-{number}"
         tilework = [sys.executable, "-m", "apps.cli", "molecules"]
         commands = {
-            "train ours": [*tilework, "train", str(table), "--target", arguments.target, "--epochs", str(arguments.epochs),
-                           "--no-descriptors", "--out", str(ours)],
+            "train ours": [*tilework, "train", str(table), "--target", arguments.target, "--epochs",
+                           str(arguments.epochs), "--no-descriptors", "--out", str(ours)],
             "train chemprop": [arguments.chemprop, "train", "-i", str(table), "--smiles-columns", "smiles",
                                "--target-columns", arguments.target, "--task-type", "regression", "--epochs",
                                str(arguments.epochs), "--accelerator", "cpu", "--num-workers", "0", "-o", str(theirs)],
         }
         for name, source in (("start", one), ("predict", many)):
             commands[f"{name} ours"] = [*tilework, "predict", str(ours), str(source), "--out", str(folder / "ours.csv")]
-            commands[f"{name} chemprop"] = [arguments.chemprop, "predict", "-i", str(source), "--smiles-columns", "smiles",
-                                            "--accelerator", "cpu", "--num-workers", "0", "--model-paths", str(theirs),
-                                            "-o", str(folder / "theirs.csv")]
+            commands[f"{name} chemprop"] = [arguments.chemprop, "predict", "-i", str(source), "--smiles-columns",
+                                            "smiles", "--accelerator", "cpu", "--num-workers", "0", "--model-paths",
+                                            str(theirs), "-o", str(folder / "theirs.csv")]
         for name, command in commands.items():
             seconds.setdefault(name, []).append(_timed(command))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -74,8 +74,8 @@ def _copy(source: Path, out: Path, target: str | None, rows: int | None) -> int:
     from rdkit import Chem, rdBase
 
     count = 0
-    opened = gzip.open(source, "rt") if source.suffix == ".gz" else source.open()
-    with opened as file, out.open("w", newline="") as copy, rdBase.BlockLogs():
+    open_text = gzip.open if source.suffix == ".gz" else open
+    with open_text(source, "rt") as file, out.open("w", newline="") as copy, rdBase.BlockLogs():
         writer = csv.writer(copy)
         writer.writerow(["smiles", *([target] if target else [])])
         for row in csv.DictReader(file):

@@ -2,9 +2,9 @@
 
     python -m tests.bench.qm9 DATA_DIR --out FOLDER [--gaps] [NAME=VALUE ...]
 
-DATA_DIR holds qm9_13targets.csv.gz, qm9_extra_train_12targets.csv.gz and qm9_gap_extra_train.csv.gz. The test set is 2,000
-of the first file's molecules, drawn by seed; 500 more are for calibration; all others train. With --gaps the target is the
-gap alone and the third file trains too. Further words are settings of the app.
+DATA_DIR holds qm9_13targets.csv.gz, qm9_extra_train_12targets.csv.gz and qm9_gap_extra_train.csv.gz. The test set is
+2,000 of the first file's molecules, drawn by seed; 500 more are for calibration; all others train. With --gaps the
+target is the gap alone and the third file trains too. Further words are settings of the app.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from apps.molecules.splits import molecule_key
 from core.engine import random
 
 HARTREE = 27.211386  # eV
-ACCURACY = {"mu": 0.1, "alpha": 0.1, "homo": 0.043 / HARTREE, "lumo": 0.043 / HARTREE, "gap": 0.043 / HARTREE, "r2": 1.2,
-            "zpve": 0.0012 / HARTREE, "u0_atom": 0.043 * 23.060548, "u298_atom": 0.043 * 23.060548,
+ACCURACY = {"mu": 0.1, "alpha": 0.1, "homo": 0.043 / HARTREE, "lumo": 0.043 / HARTREE, "gap": 0.043 / HARTREE,
+            "r2": 1.2, "zpve": 0.0012 / HARTREE, "u0_atom": 0.043 * 23.060548, "u298_atom": 0.043 * 23.060548,
             "h298_atom": 0.043 * 23.060548, "g298_atom": 0.043 * 23.060548, "cv": 0.050, "omega1": 10.0}
 """Chemical accuracy in the units of the files (Hartree, kcal/mol for atomisation energies; Gilmer et al., Table 2)."""
 TEST, CALIBRATION = 2000, 500
@@ -58,7 +58,8 @@ def main() -> None:
     for name in targets:
         key = "mae" if len(targets) == 1 else f"{name} mae"
         ours = outcome.numbers[key] / ACCURACY[name]
-        print(f"{name:<10} error ratio {ours:8.3f}   ridge on counts {plain[name]:8.3f}   ratio {plain[name] / ours:6.2f}")
+        print(f"{name:<10} error ratio {ours:8.3f}   ridge on counts {plain[name]:8.3f}   "
+              f"ratio {plain[name] / ours:6.2f}")
 
 
 def divided(data: Path, gaps: bool) -> list[dict[str, str]]:

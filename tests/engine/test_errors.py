@@ -9,7 +9,7 @@ import pytest
 
 from core.engine import ops
 from core.engine.array import Array, as_array
-from core.engine.errors import DeviceError, ShapeError, TileworkError, compose
+from core.engine.errors import DeviceError, ShapeError, TileworkError, TraceError, compose
 from core.engine.grad import grad, value_and_grad
 from core.engine.jit import jit
 from core.engine.module import Module
@@ -119,3 +119,11 @@ def test_messages_are_aligned_and_errors_have_one_base():
     assert compose("head", [("a", "1"), ("long", "2")]) == "head\n  a     1\n  long  2"
     assert compose("head", []) == "head"
     assert issubclass(ShapeError, TileworkError) and issubclass(DeviceError, TileworkError)
+
+
+def test_a_custom_call_refuses_to_be_differentiated():
+    def called(x):
+        return ops.sum(ops.custom_call(x, function=np.sin, avals=(x.aval,))[0])
+
+    with pytest.raises(TraceError, match="custom_call has no gradient"):
+        grad(called)(np.ones(3, np.float32))

@@ -103,8 +103,8 @@ def test_a_training_stops_and_resumes(page: Page, ready: Path) -> None:
 def test_results_and_predictions(page: Page, ready: Path) -> None:
     open_tab(page, "Results")
     expect(page.get_by_text("Metrics beside the baselines")).to_be_visible(timeout=PATIENCE)
-    table = page.get_by_role("grid").first
-    for word in ("Model", "Baseline: mean", "Baseline: ridge"):
+    table = page.get_by_role("table")
+    for word in ("RMSE", "Model", "Baseline: mean", "Baseline: ridge"):
         expect(table).to_contain_text(word)
     expect(page.locator(CHART)).to_be_visible()
     expect(page.get_by_text("Worst cases")).to_be_visible()

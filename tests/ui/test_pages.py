@@ -69,7 +69,7 @@ def test_the_sample_is_taken_checked_and_traced(folders: Path) -> None:
     next(button for button in test.button if "sample" in button.label).click().run()
     assert not test.exception
     assert metrics(test) == {"Rows": "500", "Usable": "500", "Refused": "0", "Molecules are in": "smiles"}
-    stages = {row["Stage"]: row["What it is there"] for _, row in test.dataframe[-1].value.iterrows()}
+    stages = {row["Stage"]: row["What it is there"].replace("\\", "") for _, row in test.table[0].value.iterrows()}
     assert stages["row"].startswith("1: CC1=CC") and stages["prediction"] == "f32[1, 1]"
 
 
@@ -136,7 +136,7 @@ def test_a_failed_training_says_why(ready: Path) -> None:
 
 def test_the_results_stand_beside_the_baselines(ready: Path) -> None:
     test = shown("Results")
-    table = test.dataframe[0].value
+    table = test.table[0].value
     assert list(table.columns) == ["Metric", "Model", "Baseline: mean", "Baseline: ridge", "Best"]
     assert list(table["Metric"]) == ["RMSE", "MAE", "R²"]
     assert metrics(test)["Test rows"] == "50"

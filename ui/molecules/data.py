@@ -173,8 +173,8 @@ def _refusals(check: Check) -> None:
 
 def _stages(version: Version, target: str) -> None:
     st.subheader("One molecule through every stage")
-    st.dataframe([{"Stage": name, "What it is there": shape} for name, shape in stages(version, target).items()],
-                 hide_index=True, column_config={"Stage": st.column_config.TextColumn(width="small")})
+    st.table([{"Stage": name, "What it is there": plain(shape)} for name, shape in stages(version, target).items()],
+             hide_index=True)
     st.caption("With the default settings. Shapes are in square brackets; the network is only traced, not run.")
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from core.accel.kernels.index import FEATURES, element_name, identity, storage_type
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import int32
-from core.engine.errors import ShapeError, compose
 
 Padding = Sequence[tuple[int, int]]
 """Positions in front of and behind each axis."""
@@ -34,25 +33,29 @@ def _canonical(x: View, size: Sequence[int], stride: Sequence[int], padding: Pad
     -------
     channels, then for each of the four axes: input extent, output extent, size, stride, padding in front
     """
+    channels, axes = _merged(x.shape, size, stride, padding)
+    axes = [(1, 1, 1, 1, 0)] * (_AXES - len(axes)) + axes
+    return (channels, *(number for axis in axes for number in axis))
+
+
+def fits(shape: Sequence[int], size: Sequence[int], stride: Sequence[int], padding: Padding) -> bool:
+    """Whether the kernels take a window: it slides along at most four axes, gaps between them counting too."""
+    return len(_merged(shape, size, stride, padding)[1]) <= _AXES
+
+
+def _merged(shape: Sequence[int], size: Sequence[int], stride: Sequence[int],
+            padding: Padding) -> tuple[int, list[tuple[int, int, int, int, int]]]:
+    """Channels, and the axes before them, neighbours without a window counting as one."""
     axes: list[tuple[int, int, int, int, int]] = []
     previous_slides = True
-    for extent, window, step, (front, behind) in zip(x.shape, size, stride, padding, strict=True):
-        if front < 0 or behind < 0:
-            raise ShapeError(compose("ShapeError in window", [
-                ("padding", str(tuple(padding))), ("rule", "padding must not be negative"), ("hint", "slice instead")]))
+    for extent, window, step, (front, behind) in zip(shape, size, stride, padding, strict=True):
         slides = (window, step, front, behind) != (1, 1, 0, 0)
         if not slides and not previous_slides:
             extent *= axes.pop()[0]
         axes.append((extent, (extent + front + behind - window) // step + 1, window, step, front))
         previous_slides = slides
     channels = 1 if previous_slides else axes.pop()[0]
-    if len(axes) > _AXES:
-        raise ShapeError(compose("ShapeError in window", [
-            ("input", str(x.shape)), ("window", str(tuple(size))),
-            ("rule", f"at most {_AXES} axes before the channels, neighbours without a window counting as one"),
-            ("hint", "apply windows over fewer axes one after another")]))
-    axes = [(1, 1, 1, 1, 0)] * (_AXES - len(axes)) + axes
-    return (channels, *(number for axis in axes for number in axis))
+    return channels, axes
 
 
 def _forward(d: Any, axis: int, position: int) -> tuple[int, int]:
@@ -274,12 +277,7 @@ def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], s
     kind : ``sum``; ``max`` or ``min``: the element of `y` where `x` is extreme in the window, the first in row-major
         order among equals, not-a-number being more extreme than any number. A window wholly in the padding gives the
         identity of `kind` (0, the least or the greatest value of the type)
-    size, stride, padding : one entry per axis of `x`; ``1, 1, (0, 0)`` where no window slides
-
-    Raises
-    ------
-    ShapeError
-        If padding is negative or windows slide over too many axes.
+    size, stride, padding : one entry per axis of `x`; ``1, 1, (0, 0)`` where no window slides; see `fits`
     """
     dims = _canonical(x, size, stride, padding)
     if kind != "sum":

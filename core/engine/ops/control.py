@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from core.engine import tree
 from core.engine.array import Array, as_array
+from core.engine.errors import TraceError
 from core.engine.graph import Aval, Graph, Value
 from core.engine.ops.shape import concatenate, full_like, stack, zeros
 from core.engine.ops.table import MultipleOp, Op, Sample, evaluate, register_multiple, require
@@ -159,8 +160,12 @@ def _custom_numpy(*arguments: Any, function: Callable[..., Any], avals: tuple[Av
     return results if isinstance(results, tuple) else (results,)
 
 
+def _custom_grad(cts: Sequence[Any], outs: Any, *arguments: Array, **params: Any) -> tuple[Any, ...]:
+    raise TraceError("custom_call has no gradient; write the function with ops, or keep it out of what is differentiated")
+
+
 custom_call: MultipleOp = register_multiple(Op(
-    "custom_call", "structural", lambda *arguments, function, avals: tuple(avals), _custom_numpy,
+    "custom_call", "structural", lambda *arguments, function, avals: tuple(avals), _custom_numpy, _custom_grad,
     multiple=True, doc="A host function of numpy arrays with declared results; no gradient."))
 
 

@@ -9,7 +9,7 @@ import pytest
 from apps.molecules import sample
 from apps.molecules.trained import Trained
 from core.engine.run import RunDirectory
-from tests.apps.molecules.small import MODELS, train
+from tests.apps.molecules.small import FAST, MODELS, train
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,8 @@ def runs(nci: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     """A run of each model, with intervals that shall hold half of the values."""
     folder = tmp_path_factory.mktemp("runs")
     for model in MODELS:
-        train(nci, "--target", "tpsa", "--units", "tpsa=A^2", "--model", model, "--epochs", "12", "--coverage", "0.5",
-              "--rate", "0.01", "--out", folder / model)
+        train(nci, "--target", "tpsa", "--units", "tpsa=A^2", "--model", model, "--epochs", "20", "--coverage", "0.5",
+              *FAST, "--out", folder / model)
     return {model: folder / model for model in MODELS}
 
 

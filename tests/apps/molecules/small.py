@@ -24,8 +24,9 @@ from apps.molecules.trained import Architecture
 from core.engine import random
 
 MODELS = ("dmpnn", "mpnn", "ggnn")
-QUICK = ("--hidden", "16", "--head-hidden", "16", "--no-descriptors", "--batch-size", "16", "--aggregation", "mean")
-"""Settings of a network that trains in a moment."""
+QUICK = ("--hidden", "16", "--head-hidden", "16", "--no-descriptors", "--batch-size", "8", "--aggregation", "mean")
+FAST = ("--rate", "0.01", "--final-rate", "0.01")
+"""Settings of a network that trains in a moment, and of a learning rate for that."""
 
 SMILES = ("CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1", "C[C@@H](N)C(=O)O", "C/C=C/C#N", "[Na+].[Cl-]", "CN1C=NC2=C1C(=O)N(C)C2=O",
           "OC1CCC(F)CC1")

@@ -1,0 +1,248 @@
+"""`tilework molecules predict`: columns, order, refusals, units, the same value in any company, and no growing memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rdkit import Chem
+
+from apps.molecules.predict import predict_smiles
+from apps.molecules.readers import DEFAULT_LIMITS, Record, read_rows
+from apps.molecules.trained import Trained
+from core.engine.errors import DataError
+from core.engine.run import RunDirectory
+from tests.apps.molecules.small import (
+    FAST,
+    MODELS,
+    SMILES,
+    example,
+    lines,
+    molecules,
+    predicted,
+    table,
+    train,
+    write_table,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def predict(run: Path, source: Path, out: Path, *words: object, code: int = 0) -> np.ndarray:
+    outcome = molecules("predict", run, source, "--out", out, *words)
+    assert outcome.code == code, outcome.err
+    return predicted(out, lines(out)[0][1])
+
+
+def test_columns_are_named_as_the_input_and_the_training_name_them(run: Path, nci: Path, tmp_path: Path) -> None:
+    data = write_table(tmp_path / "in.tsv", ["id", "Canonical SMILES", "note"], [(1, "CCO", "x"), (2, "c1ccccc1O", "")])
+    predict(run, data, tmp_path / "out.csv")
+    header, *rows = lines(tmp_path / "out.csv")
+    assert header == ["Canonical SMILES", "tpsa", "tpsa_low", "tpsa_high"]
+    assert [row[0] for row in rows] == ["CCO", "c1ccccc1O"]
+    for _, *numbers in rows:
+        value, low, high = map(float, numbers)
+        assert low < value < high
+        assert value - low == pytest.approx(high - value, rel=1e-6)
+    predict(run, nci, tmp_path / "own.csv")
+    assert lines(tmp_path / "own.csv")[0] == ["smiles", "tpsa", "tpsa_low", "tpsa_high"]
+
+
+def test_a_model_without_intervals_writes_none(nci: Path, tmp_path: Path) -> None:
+    train(nci, "--target", "tpsa", "--epochs", "1", "--coverage", "0", "--out", tmp_path / "run")
+    predict(tmp_path / "run", nci, tmp_path / "out.csv")
+    assert lines(tmp_path / "out.csv")[0] == ["smiles", "tpsa"]
+
+
+def test_a_column_of_another_name_is_taken_when_told(run: Path, nci: Path, tmp_path: Path) -> None:
+    data = write_table(tmp_path / "in.csv", ["smiles", "metabolite"], [("CCO", "CCN"), ("CCC", "CCCl")])
+    predict(run, data, tmp_path / "out.csv", "--smiles", "metabolite")
+    assert [row[:1] for row in lines(tmp_path / "out.csv")] == [["metabolite"], ["CCN"], ["CCCl"]]
+
+
+def test_the_column_of_the_training_is_found_again(nci: Path, tmp_path: Path) -> None:
+    rows = [(row["smiles"], "CCO", row["tpsa"]) for row in table(nci)]
+    data = write_table(tmp_path / "in.csv", ["drug", "smiles", "tpsa"], rows)
+    train(data, "--target", "tpsa", "--smiles", "drug", "--epochs", "1", "--out", tmp_path / "run")
+    assert len(set(predict(tmp_path / "run", data, tmp_path / "out.csv"))) > 50
+    assert lines(tmp_path / "out.csv")[0][0] == "drug"
+    assert molecules("evaluate", tmp_path / "run", data, "--out", tmp_path / "report", "--json").numbers["n"] == 60
+    assert molecules("explain", data, "--run", tmp_path / "run", "--out", tmp_path / "page.html").code == 0
+    assert rows[0][0].replace("&", "&amp;") in (tmp_path / "page.html").read_text()
+
+
+def test_refused_rows_are_listed_and_the_rest_keeps_its_order(run: Path, tmp_path: Path) -> None:
+    good = SMILES[:3]
+    data = write_table(tmp_path / "in.csv", ["smiles"], [(text,) for text in (good[0], "c1cc", good[1], "", good[2], "C" * 501)])
+    outcome = molecules("predict", run, data, "--out", tmp_path / "out.csv", "--json")
+    assert (outcome.code, outcome.numbers) == (4, {"predicted": 3, "refused": 3})
+    assert [row["smiles"] for row in table(tmp_path / "out.csv")] == list(good)
+    listed = table(tmp_path / "refused.csv")
+    assert [(row["row"], row["text"]) for row in listed] == [("2", "c1cc"), ("4", ""), ("6", "C" * 500 + "…")]
+    assert listed[1]["reason"] == "empty SMILES"
+
+
+@pytest.mark.parametrize(("content", "options", "says"), [
+    ("smiles\nc1cc\n", "", "no usable row among its 1 rows; row 1: RDKit cannot parse it"),
+    ("smiles\nCCO>>CCN\n", "", "row 1: the model learned from molecules, this is a reaction"),
+    ("name,size\nwater,3\n", "", "has no column of SMILES; its columns are 'name', 'size'"),
+    ("smiles\nCCO\n", "--smiles mol", "has no column 'mol'"),
+    ("smiles\nCCO\n", "--units tpsa=nm^2", "is given as 'nm^2', but the model was trained on 'A^2'"),
+    ("smiles\nCCO\n", "--units logP=1", "A unit is given for 'logP'"),
+    ("smiles\nCCO\n", "--units tpsa", "units are COLUMN=UNIT; found 'tpsa'"),
+])
+def test_what_cannot_be_predicted_is_one_clear_sentence(run: Path, tmp_path: Path, content: str, options: str,
+                                                        says: str) -> None:
+    data = tmp_path / "in.csv"
+    data.write_text(content)
+    outcome = molecules("predict", run, data, "--out", tmp_path / "out.csv", *options.split())
+    assert (outcome.code, outcome.out) == (3, "")
+    assert says in outcome.err and outcome.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_the_right_unit_is_taken(run: Path, nci: Path, tmp_path: Path) -> None:
+    predict(run, nci, tmp_path / "out.csv", "--units", "tpsa=A^2")
+
+
+def test_a_run_that_has_not_finished_has_no_model(nci: Path, tmp_path: Path) -> None:
+    outcome = molecules("train", nci, "--target", "tpsa", "--fractions", "0.999", "--fractions", "0.001", "--fractions", "0",
+                        "--out", tmp_path / "run")
+    assert outcome.code == 3
+    outcome = molecules("predict", tmp_path / "run", nci, "--out", tmp_path / "out.csv")
+    assert (outcome.code, "has no model yet (failed)" in outcome.err) == (3, True)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_company_order_and_spelling_do_not_matter(runs: dict[str, Path], nci: Path, tmp_path: Path, model: str) -> None:
+    texts = [row["smiles"] for row in table(nci)]
+    values = predict(runs[model], nci, tmp_path / "plain.csv")
+    spread = np.ptp(values)
+    order = np.random.default_rng(0).permutation(len(texts))
+    spelled = [Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(texts[place]), 1, randomSeed=place + 1)[0] for place in order]
+    mixed = write_table(tmp_path / "mixed.csv", ["smiles"], [(text,) for text in [*spelled, *SMILES]])
+    found = predict(runs[model], mixed, tmp_path / "mixed_out.csv")[:len(texts)]
+    np.testing.assert_allclose(found, values[order], rtol=0, atol=1e-5 * spread)
+    trained = Trained.load(RunDirectory.open(runs[model]))
+    alone = [float(predict_smiles(trained, text, DEFAULT_LIMITS).values[0]) for text in texts[:5]]
+    np.testing.assert_allclose(alone, values[:5], rtol=0, atol=1e-5 * spread)
+
+
+def test_one_smiles_that_cannot_be_read_says_why(models: dict[str, Trained]) -> None:
+    with pytest.raises(DataError, match="RDKit cannot parse it"):
+        predict_smiles(models["dmpnn"], "c1cc", DEFAULT_LIMITS)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def test_predictions_come_one_batch_at_a_time(models: dict[str, Trained]) -> None:
+    taken = itertools.count()
+    endless = (example(text) for text in itertools.cycle(SMILES) if next(taken) >= 0)
+    stream = models["dmpnn"].predict(endless, 16)
+    values = [float(next(stream).values[0]) for _ in range(17)]
+    np.testing.assert_allclose(values[8:16], values[:8], rtol=1e-6)
+    assert next(taken) == 32
+
+
+PEAK = """
+import resource, sys
+from apps.cli import main
+code = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(run: Path, nci: Path, tmp_path: Path) -> None:
+    peaks = []
+    for copies in (34, 340):
+        data = write_table(tmp_path / "in.csv", ["smiles"], [(row["smiles"],) for _ in range(copies) for row in table(nci)])
+        words = ["molecules", "predict", run, data, "--out", tmp_path / "out.csv"]
+        done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
+                              env=dict(os.environ), check=True)
+        peaks.append(int(done.stdout.split("peak ")[1]))
+        assert len(table(tmp_path / "out.csv")) == 60 * copies
+    assert resource.getpagesize() and peaks[1] < peaks[0] * 1.05
+
+
+# ------------------------------------------------------------------------------------------------ three dimensions
+
+
+def rotation(seed: int) -> np.ndarray:
+    matrix, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return matrix * np.linalg.det(matrix)
+
+
+def moved(record: Record, seed: int) -> tuple[np.ndarray, list[int]]:
+    """The atoms of a record turned, shifted and renumbered."""
+    generator = np.random.default_rng(seed)
+    assert record.coordinates is not None
+    order = generator.permutation(len(record.coordinates)).tolist()
+    return (record.coordinates @ rotation(seed).T + generator.normal(size=3) * 5)[order], order
+
+
+@pytest.mark.realdata
+def test_molecules_in_an_xyz_file_may_be_moved_and_renumbered(realdata: Path, tmp_path: Path) -> None:
+    found = itertools.islice(read_rows(realdata / "molecules" / "qm7" / "qm7_7101.xyz.gz", targets=["hof_pbe0_kcal"]), 40)
+    records = [record for record in found if isinstance(record, Record)]
+    texts: dict[str, list[str]] = {"here": [], "moved": []}
+    for number, record in enumerate(records):
+        for name in texts:
+            positions, order = moved(record, number)
+            if name == "here":
+                positions, order = record.coordinates, list(range(len(order)))
+            atoms = [record.molecule.GetAtomWithIdx(place).GetSymbol() for place in order]
+            texts[name] += [str(len(atoms)), f"e={record.targets[0]}", *(
+                f"{atom} {x:.12f} {y:.12f} {z:.12f}" for atom, (x, y, z) in zip(atoms, positions, strict=True))]
+    for name, rows in texts.items():
+        (tmp_path / f"{name}.xyz").write_text("\n".join(rows) + "\n")
+    numbers = train(tmp_path / "here.xyz", "--target", "e", "--model", "mpnn", "--epochs", "5", *FAST, "--out",
+                    tmp_path / "run")
+    assert numbers["training rows"] == 32
+    assert Trained.load(RunDirectory.open(tmp_path / "run")).description.features.distances
+    here, there = (predict(tmp_path / "run", tmp_path / f"{name}.xyz", tmp_path / f"{name}.csv") for name in texts)
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-5 * np.std([record.targets[0] for record in records]))
+    assert np.ptp(here) > 1
+
+
+@pytest.mark.realdata
+def test_molecules_in_an_sdf_may_be_moved_and_renumbered(realdata: Path, tmp_path: Path) -> None:
+    folder = realdata / "molecules" / "freesolv_3d"
+    measured = {line.split(";")[0]: line.split(";")[3].strip() for line in (folder / "database.txt").read_text().splitlines()
+                if not line.startswith("#")}
+    blocks: dict[str, list[str]] = {"here": [], "moved": []}
+    with tarfile.open(folder / "sdffiles.tar.gz") as archive:
+        members = itertools.islice((member for member in archive if member.name.endswith(".sdf")), 30)
+        for number, member in enumerate(members):
+            file = archive.extractfile(member)
+            assert file is not None
+            block = file.read().decode().partition("M  END")[0] + "M  END\n"
+            molecule = Chem.MolFromMolBlock(block, removeHs=False)
+            tail = f"> <expt>\n{measured[Path(member.name).stem]}\n\n$$$$\n"
+            positions = molecule.GetConformer().GetPositions()
+            turned, order = moved(Record(1, "", molecule, None, positions, np.zeros(0), {}), number)
+            other = Chem.RenumberAtoms(molecule, order)
+            other.GetConformer().SetPositions(turned)
+            blocks["here"].append(block + tail)
+            blocks["moved"].append(Chem.MolToV3KMolBlock(other) + tail)
+    for name, found in blocks.items():
+        (tmp_path / f"{name}.sdf").write_text("".join(found))
+    train(tmp_path / "here.sdf", "--target", "expt", "--model", "mpnn", "--epochs", "5", *FAST, "--out", tmp_path / "run")
+    here, there = (predict(tmp_path / "run", tmp_path / f"{name}.sdf", tmp_path / f"{name}.csv") for name in blocks)
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-5 * np.std([float(text) for text in measured.values()]))
+    assert np.ptp(here) > 0.01
+    header, *rows = lines(tmp_path / "here.csv")
+    assert header[:2] == ["name", "expt"] and rows[0][0].startswith("mobley_")
+    assert molecules("explain", tmp_path / "here.sdf", "--run", tmp_path / "run", "--out", tmp_path / "page.html").code == 0
+    outcome = molecules("predict", tmp_path / "run", write_table(tmp_path / "flat.csv", ["smiles"], [("CCO",)]), "--out",
+                        tmp_path / "flat_out.csv")
+    assert (outcome.code, "there are no coordinates; the model learned from distances" in outcome.err) == (3, True)
