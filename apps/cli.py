@@ -65,7 +65,8 @@ def _succeeded(outcome: Any, as_json: bool) -> Exit:
         from core.engine.run import plain
 
         print(json.dumps({"exit_code": code, "numbers": plain(outcome.numbers), "written": plain(outcome.written),
-                          "refused": outcome.refused}))
+                          "refused": outcome.refused,
+                          "refusals": plain(outcome.refusals) if outcome.refused else None}))
         return code
     width = max(map(len, outcome.numbers), default=0)
     for name, value in outcome.numbers.items():

@@ -9,6 +9,7 @@ import difflib
 import logging
 import math
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -239,6 +240,10 @@ def _check_size(molecule: Chem.Mol, limits: Limits, *, fragmented: bool) -> None
         raise DataError(f"{count} unconnected parts, the limit is {limits.fragments}")
 
 
+_RDKIT_LOG = threading.Lock()
+"""RDKit has one log, so that only one thread at a time may listen to it."""
+
+
 class _Lines(logging.Handler):
     """Keeps the lines that are logged."""
 
@@ -254,14 +259,15 @@ def _reason(attempt: Callable[[], object]) -> str:
     """What RDKit logs while `attempt` fails, cut to its first sentence."""
     handler = _Lines()
     logger = logging.getLogger("rdkit")
-    before = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    rdBase.LogToPythonLogger()
-    try:
-        attempt()
-    finally:
-        rdBase.LogToCppStreams()
-        logger.handlers, logger.propagate = before
+    with _RDKIT_LOG:
+        before = logger.handlers, logger.propagate
+        logger.handlers, logger.propagate = [handler], False
+        rdBase.LogToPythonLogger()
+        try:
+            attempt()
+        finally:
+            rdBase.LogToCppStreams()
+            logger.handlers, logger.propagate = before
     lines = [re.sub(r"^(\[[\d:]+\]\s*)?(SMILES Parse Error:\s*)?", "", line).strip() for line in handler.lines]
     lines = [" ".join(line.split()) for line in lines if not set(line) <= set("~^-* ")]
     return re.split(r" (?:for input|while parsing)|:$", lines[0])[0][:120] if lines else "no reason given"

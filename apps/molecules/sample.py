@@ -51,4 +51,4 @@ def sample(out: Path) -> Report:
     path = out / "nci_tpsa.csv"
     count = write(path, SAMPLE_ROWS)
     return Report({"file": str(path), "molecules": count, "target": "tpsa", "unit": UNIT,
-                   "try": f"tilework molecules train {path} --target tpsa --units tpsa={UNIT} --epochs 20 --out run"})
+                   "try": f"tilework molecules train {path} --target tpsa --units tpsa={UNIT} --no-descriptors --out run"})

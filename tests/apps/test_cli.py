@@ -268,7 +268,8 @@ def test_the_demo_is_loaded_when_it_runs(run, tmp_path, monkeypatch):
     demo.main = lambda out: Report({"folder": out.name})
     monkeypatch.setitem(sys.modules, "apps.demo", demo)
     assert run("demo", "--out", tmp_path / "demo", "--json")[:2] == (0, json.dumps(
-        {"exit_code": 0, "numbers": {"folder": "demo"}, "written": str(tmp_path / "demo"), "refused": 0}) + "\n")
+        {"exit_code": 0, "numbers": {"folder": "demo"}, "written": str(tmp_path / "demo"), "refused": 0,
+         "refusals": None}) + "\n")
 
 
 def test_the_web_app_serves_this_machine_alone(run, monkeypatch):

@@ -6,8 +6,6 @@ Invariant: rows are judged by the readers that the training uses, so that what i
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,7 +57,6 @@ class Check:
     rows: int
     refused: int
     refusals: tuple[Refusal, ...]
-    reasons: Mapping[str, int]
     first: tuple[str, ...]
     values: tuple[float, ...]
     whole: bool
@@ -115,13 +112,11 @@ def check_rows(version: Version, target: str, whole: bool) -> Check:
     """Judge the rows of a file, the first `CHECKED` of them or all."""
     rows, refused, ended = 0, 0, True
     refusals: list[Refusal] = []
-    reasons: Counter[str] = Counter()
     first: list[str] = []
     values: list[float] = []
     for rows, row in enumerate(read_rows(version[0], targets=(target,) if target else ()), 1):
         if isinstance(row, Refusal):
             refused += 1
-            reasons[row.reason] += 1
             refusals += [row] if len(refusals) < LONGEST_LIST else []
         else:
             first += [row.text] if len(first) < SHOWN else []
@@ -131,7 +126,7 @@ def check_rows(version: Version, target: str, whole: bool) -> Check:
             break
     if not rows:
         raise DataError(f"{Path(version[0]).name} has no rows")
-    return Check(rows, refused, tuple(refusals), dict(reasons.most_common(10)), tuple(first), tuple(values), ended)
+    return Check(rows, refused, tuple(refusals), tuple(first), tuple(values), ended)
 
 
 def _target(found: Columns) -> str:

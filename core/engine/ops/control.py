@@ -161,7 +161,8 @@ def _custom_numpy(*arguments: Any, function: Callable[..., Any], avals: tuple[Av
 
 
 def _custom_grad(cts: Sequence[Any], outs: Any, *arguments: Array, **params: Any) -> tuple[Any, ...]:
-    raise TraceError("custom_call has no gradient; write the function with ops, or keep it out of what is differentiated")
+    raise TraceError("custom_call has no gradient; write the function with ops, or keep it out of what is "
+                     "differentiated")
 
 
 custom_call: MultipleOp = register_multiple(Op(

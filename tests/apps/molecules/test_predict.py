@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import resource
 import subprocess
 import sys
 import tarfile
@@ -85,13 +83,13 @@ def test_refused_rows_are_listed_and_the_rest_keeps_its_order(run: Path, tmp_pat
     assert (outcome.code, outcome.numbers) == (4, {"predicted": 3, "refused": 3})
     assert [row["smiles"] for row in table(tmp_path / "out.csv")] == list(good)
     listed = table(tmp_path / "refused.csv")
-    assert [(row["row"], row["text"]) for row in listed] == [("2", "c1cc"), ("4", ""), ("6", "C" * 500 + "…")]
+    assert [(row["row"], row["text"]) for row in listed] == [("2", "c1cc"), ("4", ""), ("6", "C" * 200)]
     assert listed[1]["reason"] == "empty SMILES"
 
 
 @pytest.mark.parametrize(("content", "options", "says"), [
     ("smiles\nc1cc\n", "", "no usable row among its 1 rows; row 1: RDKit cannot parse it"),
-    ("smiles\nCCO>>CCN\n", "", "row 1: the model learned from molecules, this is a reaction"),
+    ("smiles\n[CH4:1]>>[CH4:1]\n", "", "row 1: the model learned from molecules, this is a reaction"),
     ("name,size\nwater,3\n", "", "has no column of SMILES; its columns are 'name', 'size'"),
     ("smiles\nCCO\n", "--smiles mol", "has no column 'mol'"),
     ("smiles\nCCO\n", "--units tpsa=nm^2", "is given as 'nm^2', but the model was trained on 'A^2'"),
@@ -126,7 +124,7 @@ def test_company_order_and_spelling_do_not_matter(runs: dict[str, Path], nci: Pa
     values = predict(runs[model], nci, tmp_path / "plain.csv")
     spread = np.ptp(values)
     order = np.random.default_rng(0).permutation(len(texts))
-    spelled = [Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(texts[place]), 1, randomSeed=place + 1)[0] for place in order]
+    spelled = [Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(texts[place]), 1, randomSeed=7)[0] for place in order]
     mixed = write_table(tmp_path / "mixed.csv", ["smiles"], [(text,) for text in [*spelled, *SMILES]])
     found = predict(runs[model], mixed, tmp_path / "mixed_out.csv")[:len(texts)]
     np.testing.assert_allclose(found, values[order], rtol=0, atol=1e-5 * spread)
@@ -168,10 +166,10 @@ def test_memory_does_not_grow_with_the_file(run: Path, nci: Path, tmp_path: Path
         data = write_table(tmp_path / "in.csv", ["smiles"], [(row["smiles"],) for _ in range(copies) for row in table(nci)])
         words = ["molecules", "predict", run, data, "--out", tmp_path / "out.csv"]
         done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-                              env=dict(os.environ), check=True)
+                              check=True)
         peaks.append(int(done.stdout.split("peak ")[1]))
         assert len(table(tmp_path / "out.csv")) == 60 * copies
-    assert resource.getpagesize() and peaks[1] < peaks[0] * 1.05
+    assert peaks[1] < peaks[0] * 1.05
 
 
 # ------------------------------------------------------------------------------------------------ three dimensions
