@@ -189,7 +189,8 @@ def web_app(port: int) -> int:
         raise ConfigError("the web app needs streamlit and the package ui; install tilework as a whole")
     command = [sys.executable, "-m", "streamlit", "run", found.origin, "--server.address", "127.0.0.1",
                "--server.port", str(port), "--server.headless", "false", "--server.maxUploadSize", "50",
-               "--client.showErrorDetails", "none", "--browser.gatherUsageStats", "false", "--server.showEmailPrompt", "false"]
+               "--client.showErrorDetails", "none", "--browser.gatherUsageStats", "false",
+               "--server.showEmailPrompt", "false"]
     server = subprocess.Popen(command)
     try:
         return server.wait()

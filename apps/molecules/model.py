@@ -28,8 +28,6 @@ from core.engine.nn import (
 )
 from core.engine.nn.activation import Activation, relu
 
-AGGREGATIONS = ("mean", "sum", "norm")
-
 
 class DirectedEncoder(Module):
     """Directed message passing: a state for each bond in each direction.

@@ -50,5 +50,5 @@ def sample(out: Path) -> Report:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "nci_tpsa.csv"
     count = write(path, SAMPLE_ROWS)
-    return Report({"file": str(path), "molecules": count, "target": "tpsa", "unit": UNIT,
-                   "try": f"tilework molecules train {path} --target tpsa --units tpsa={UNIT} --no-descriptors --out run"})
+    words = f"tilework molecules train {path} --target tpsa --units tpsa={UNIT} --no-descriptors --out run"
+    return Report({"file": str(path), "molecules": count, "target": "tpsa", "unit": UNIT, "try": words})

@@ -6,7 +6,7 @@ operands and dims, so that one kernel serves every shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from core.engine.dtypes import DType
 
@@ -86,4 +86,3 @@ class Step:
     name: str = ""
     flops: int = 0
     nbytes: int = 0
-    notes: dict[str, str] = field(default_factory=dict)

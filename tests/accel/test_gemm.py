@@ -106,7 +106,7 @@ def test_broadcast_b_is_packed_once_and_batch_becomes_rows():
     memory = Memory()
     views = [memory.view(array) for array in (a, np.broadcast_to(b, (5, 20, 9)), memory.garbage((5, 3, 9), "float64"))]
     pack, multiply = gemm.matmul(*views)
-    assert pack.notes == {"hoist": "b"}
+    assert pack.name == "pack"
     assert pack.operands[1].buffer.nbytes == gemm.pack(memory.view(b))[0].buffer.nbytes
     assert multiply.flops == 2 * 15 * 20 * 9
     assert_product(a, b)

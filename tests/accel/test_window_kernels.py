@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from stepping import Memory, evaluate
+from stepping import evaluate
 
 from core.accel.kernels.window import argreduce, cumsum, fits, window, window_grad
 

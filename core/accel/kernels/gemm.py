@@ -82,7 +82,7 @@ def pack(b: View, shared: bool = True) -> tuple[View, list[Step]]:
     dims = (depth, columns, panels, *b.strides[-2:], len(batch), *sum(batch, ()))
     text = _text("pack_kernel", block, b.dtype.short)
     step = Step(text, (b, packed), (1,), dims, prod(kept) * ceil(depth / PACK_DEPTH), name="pack",
-                nbytes=2 * store.buffer.nbytes, notes={"hoist": "b"})
+                nbytes=2 * store.buffer.nbytes)
     return packed, [step] if store.size else []
 
 

@@ -8,40 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
+from core.accel.kernels.vectormath import bits_of_f32, f32_of_bits
 from core.accel.objects import FASTMATH
 
 OPTIONS: dict[str, Any] = {"fastmath": set(FASTMATH), "error_model": "numpy"}
 
 
-def _bitcast(source: types.Type, target: types.Type, bits: Any) -> Any:
-    @intrinsic
-    def cast(typing_context: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.bitcast(arguments[0], bits)
-
-        return target(source), codegen
-
-    return cast
-
-
-_bits = _bitcast(types.float32, types.uint32, ir.IntType(32))
-_float = _bitcast(types.uint32, types.float32, ir.FloatType())
-
-
 @njit(**OPTIONS)
 def decode_bf16(bits: Any) -> Any:
     """float32 of bfloat16 bits."""
-    return _float(np.uint32(bits) << np.uint32(16))
+    return f32_of_bits(np.uint32(bits) << np.uint32(16))
 
 
 @njit(**OPTIONS)
 def encode_bf16(value: Any) -> Any:
     """bfloat16 bits of a float32, to nearest and ties to even; NaN stays a quiet NaN."""
-    bits = _bits(value)
+    bits = bits_of_f32(value)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
     return np.uint16(quiet if value != value else rounded)

@@ -28,8 +28,9 @@ QUICK = ("--hidden", "16", "--head-hidden", "16", "--no-descriptors", "--batch-s
 FAST = ("--rate", "0.01", "--final-rate", "0.01")
 """Settings of a network that trains in a moment, and of a learning rate for that."""
 
-SMILES = ("CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1", "C[C@@H](N)C(=O)O", "C/C=C/C#N", "[Na+].[Cl-]", "CN1C=NC2=C1C(=O)N(C)C2=O",
-          "OC1CCC(F)CC1")
+SMILES = ("CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1", "C[C@@H](N)C(=O)O", "C/C=C/C#N", "[Na+].[Cl-]",
+          "CN1C=NC2=C1C(=O)N(C)C2=O", "OC1CCC(F)CC1")
+PLAIN = Features()
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def predicted(path: Path, target: str) -> np.ndarray:
     return np.array([float(row[target]) for row in table(path)])
 
 
-def example(text: str, features: Features = Features(), targets: Sequence[float] = (), row: int = 1) -> Example:
+def example(text: str, features: Features = PLAIN, targets: Sequence[float] = (), row: int = 1) -> Example:
     """A SMILES or a reaction as a model takes it."""
     molecule, products = parse_reaction(text) if ">>" in text else (parse_smiles(text), None)
     return features.example(Record(row, text, molecule, products, None, np.array(targets, np.float64), {}), keyed=False)
 
 
-def network(name: str, features: Features = Features(), outputs: int = 1, seed: int = 0, **settings: Any) -> Predictor:
+def network(name: str, features: Features = PLAIN, outputs: int = 1, seed: int = 0, **settings: Any) -> Predictor:
     """A small network with drawn parameters."""
     architecture = Architecture(name, **({"hidden": 16, "depth": 3, "head": (16,), "aggregation": "sum"} | settings))
     return architecture.build(random.key(seed), features, outputs)

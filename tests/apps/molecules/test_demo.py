@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from apps import demo
 from apps.cli import main
 
-NUMBERS = {f"{prefix}{name}": 1.5 for prefix in ("", "ridge baseline ", "mean baseline ") for name in ("rmse", "mae", "r2")} | {
-    "training rows": 8, "test rows": 2, "coverage": 0.875}
-ROWS = [{"molecule": "CCO", "measured": "20.2", "predicted": "21"}, {"molecule": "CC<b>", "measured": "0", "predicted": "0.5"}]
+NUMBERS = {f"{prefix}{name}": 1.5 for prefix in ("", "ridge baseline ", "mean baseline ")
+           for name in ("rmse", "mae", "r2")} | {"training rows": 8, "test rows": 2, "coverage": 0.875}
+ROWS = [{"molecule": "CCO", "measured": "20.2", "predicted": "21"},
+        {"molecule": "CC<b>", "measured": "0", "predicted": "0.5"}]
 
 
 def test_the_plot_is_an_svg_with_a_dot_a_molecule_inside_its_frame() -> None:
@@ -25,7 +26,8 @@ def test_the_plot_is_an_svg_with_a_dot_a_molecule_inside_its_frame() -> None:
     assert len(dots) == 3
     assert all(50 <= place <= 350 for dot in dots for place in dot)
     on_line = ElementTree.fromstring(demo.parity_plot([(3.0, 3.0), (5.0, 5.0)]))
-    assert all(float(dot.get("cx", "")) + float(dot.get("cy", "")) == pytest.approx(420) for dot in on_line.iter("circle"))
+    sums = [float(dot.get("cx", "")) + float(dot.get("cy", "")) for dot in on_line.iter("circle")]
+    assert sums == pytest.approx([420, 420])
     assert [text.text for text in svg.iter("text")][:8:2] == ["-50", "0", "50", "100"]
 
 
@@ -49,7 +51,8 @@ def test_the_page_shows_the_numbers_and_runs_nothing() -> None:
     assert "<script" not in page and "http" not in page
 
 
-def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                             capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(demo, "MOLECULES", 120)
     monkeypatch.setattr(demo, "SETTINGS", demo.SETTINGS | {"epochs": 2, "hidden": 16, "head_hidden": 16})
     for name in ("demo", "demo-2"):

@@ -79,5 +79,6 @@ def test_what_is_not_defined_is_nan() -> None:
 
 
 def test_coverage_counts_known_values() -> None:
-    shares = coverage(np.array([[1.0, 1.0]] * 4), np.array([[1.5, 0], [2.5, 0], [0.2, 0], [NAN, 0]]), np.array([1.0, NAN]))
+    targets = np.array([[1.5, 0], [2.5, 0], [0.2, 0], [NAN, 0]])
+    shares = coverage(np.ones((4, 2)), targets, np.array([1.0, NAN]))
     np.testing.assert_allclose(shares, [2 / 3, NAN])

@@ -18,12 +18,12 @@ from tests.apps.molecules.small import FAST, MODELS, SMILES, example, molecules,
 def test_contributions_sum_to_the_difference_of_predictions(models: dict[str, Trained], model: str) -> None:
     trained = models[model]
     explainer = Explainer(trained, 0)
-    for text in SMILES[1:5]:
+    for text in SMILES:
         batch = trained.batch([example(text)], 1)
         value, bare = (trained.ensemble(part).numpy()[0, 0]
                        for part in (batch, replace(batch, atoms=np.zeros_like(batch.atoms))))
-        assert abs(value - bare) > 0.1
-        assert explainer(example(text)).sum() == pytest.approx(value - bare, rel=0.02)
+        # Where the two predictions happen to be close, the error is held to a part of the value.
+        assert explainer(example(text)).sum() == pytest.approx(value - bare, rel=0.02, abs=0.002 * abs(value))
 
 
 def test_contributions_follow_the_spelling(models: dict[str, Trained]) -> None:

@@ -51,7 +51,8 @@ def test_it_overfits_eight_molecules(model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_batch_mates_their_order_and_padding_do_not_matter(model: str) -> None:
-    built, found = network(model, Features(descriptors=True), 2), [example(text, Features(descriptors=True)) for text in SMILES]
+    features = Features(descriptors=True)
+    built, found = network(model, features, 2), [example(text, features) for text in SMILES]
     found = [replace(part, descriptors=part.descriptors / 1000) for part in found]
     alone = np.concatenate([predict(built, [part], 1) for part in found])
     spread = np.ptp(alone, axis=0)
@@ -82,8 +83,8 @@ def test_the_order_of_atoms_in_the_arrays_does_not_matter(model: str) -> None:
     source, target = place[graph.source], place[graph.target]
     order = np.lexsort((source, target))
     where = np.argsort(order).astype(np.int32)
-    mixed = replace(graph, atoms=graph.atoms[back], edges=graph.edges[order], source=source[order], target=target[order],
-                    reverse=where[graph.reverse[order]], origin=graph.origin[back],
+    mixed = replace(graph, atoms=graph.atoms[back], edges=graph.edges[order], source=source[order],
+                    target=target[order], reverse=where[graph.reverse[order]], origin=graph.origin[back],
                     atomic_numbers=graph.atomic_numbers[back])
     np.testing.assert_allclose(predict(built, [replace(part, graph=mixed)], 1), predict(built, [part], 1), rtol=CLOSE)
 

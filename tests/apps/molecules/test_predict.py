@@ -1,4 +1,4 @@
-"""`tilework molecules predict`: columns, order, refusals, units, the same value in any company, and no growing memory."""
+"""`tilework molecules predict`: columns, order, refusals, units, the same value in any company, and level memory."""
 
 from __future__ import annotations
 
@@ -72,13 +72,15 @@ def test_the_column_of_the_training_is_found_again(nci: Path, tmp_path: Path) ->
     assert len(set(predict(tmp_path / "run", data, tmp_path / "out.csv"))) > 50
     assert lines(tmp_path / "out.csv")[0][0] == "drug"
     assert molecules("evaluate", tmp_path / "run", data, "--out", tmp_path / "report", "--json").numbers["n"] == 60
-    assert molecules("explain", data, "--run", tmp_path / "run", "--out", tmp_path / "page.html").code == 0
+    two = write_table(tmp_path / "two.csv", ["drug", "smiles"], [row[:2] for row in rows[:2]])
+    assert molecules("explain", two, "--run", tmp_path / "run", "--out", tmp_path / "page.html").code == 0
     assert rows[0][0].replace("&", "&amp;") in (tmp_path / "page.html").read_text()
 
 
 def test_refused_rows_are_listed_and_the_rest_keeps_its_order(run: Path, tmp_path: Path) -> None:
     good = SMILES[:3]
-    data = write_table(tmp_path / "in.csv", ["smiles"], [(text,) for text in (good[0], "c1cc", good[1], "", good[2], "C" * 501)])
+    texts = (good[0], "c1cc", good[1], "", good[2], "C" * 501)
+    data = write_table(tmp_path / "in.csv", ["smiles"], [(text,) for text in texts])
     outcome = molecules("predict", run, data, "--out", tmp_path / "out.csv", "--json")
     assert (outcome.code, outcome.numbers) == (4, {"predicted": 3, "refused": 3})
     assert [row["smiles"] for row in table(tmp_path / "out.csv")] == list(good)
@@ -111,8 +113,7 @@ def test_the_right_unit_is_taken(run: Path, nci: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_not_finished_has_no_model(nci: Path, tmp_path: Path) -> None:
-    outcome = molecules("train", nci, "--target", "tpsa", "--fractions", "0.999", "--fractions", "0.001", "--fractions", "0",
-                        "--out", tmp_path / "run")
+    outcome = molecules("train", nci, "--target", "tpsa", "--fractions", "0.999,0.001,0", "--out", tmp_path / "run")
     assert outcome.code == 3
     outcome = molecules("predict", tmp_path / "run", nci, "--out", tmp_path / "out.csv")
     assert (outcome.code, "has no model yet (failed)" in outcome.err) == (3, True)
@@ -163,7 +164,8 @@ sys.exit(code)
 def test_memory_does_not_grow_with_the_file(run: Path, nci: Path, tmp_path: Path) -> None:
     peaks = []
     for copies in (34, 340):
-        data = write_table(tmp_path / "in.csv", ["smiles"], [(row["smiles"],) for _ in range(copies) for row in table(nci)])
+        texts = [row["smiles"] for row in table(nci)] * copies
+        data = write_table(tmp_path / "in.csv", ["smiles"], [(text,) for text in texts])
         words = ["molecules", "predict", run, data, "--out", tmp_path / "out.csv"]
         done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
                               check=True)
@@ -190,8 +192,8 @@ def moved(record: Record, seed: int) -> tuple[np.ndarray, list[int]]:
 
 @pytest.mark.realdata
 def test_molecules_in_an_xyz_file_may_be_moved_and_renumbered(realdata: Path, tmp_path: Path) -> None:
-    found = itertools.islice(read_rows(realdata / "molecules" / "qm7" / "qm7_7101.xyz.gz", targets=["hof_pbe0_kcal"]), 40)
-    records = [record for record in found if isinstance(record, Record)]
+    rows = read_rows(realdata / "molecules" / "qm7" / "qm7_7101.xyz.gz", targets=["hof_pbe0_kcal"])
+    records = [record for record in itertools.islice(rows, 40) if isinstance(record, Record)]
     texts: dict[str, list[str]] = {"here": [], "moved": []}
     for number, record in enumerate(records):
         for name in texts:
@@ -215,8 +217,8 @@ def test_molecules_in_an_xyz_file_may_be_moved_and_renumbered(realdata: Path, tm
 @pytest.mark.realdata
 def test_molecules_in_an_sdf_may_be_moved_and_renumbered(realdata: Path, tmp_path: Path) -> None:
     folder = realdata / "molecules" / "freesolv_3d"
-    measured = {line.split(";")[0]: line.split(";")[3].strip() for line in (folder / "database.txt").read_text().splitlines()
-                if not line.startswith("#")}
+    entries = [line.split(";") for line in (folder / "database.txt").read_text().splitlines() if line[0] != "#"]
+    measured = {entry[0]: entry[3].strip() for entry in entries}
     blocks: dict[str, list[str]] = {"here": [], "moved": []}
     with tarfile.open(folder / "sdffiles.tar.gz") as archive:
         members = itertools.islice((member for member in archive if member.name.endswith(".sdf")), 30)
@@ -234,13 +236,15 @@ def test_molecules_in_an_sdf_may_be_moved_and_renumbered(realdata: Path, tmp_pat
             blocks["moved"].append(Chem.MolToV3KMolBlock(other) + tail)
     for name, found in blocks.items():
         (tmp_path / f"{name}.sdf").write_text("".join(found))
-    train(tmp_path / "here.sdf", "--target", "expt", "--model", "mpnn", "--epochs", "5", *FAST, "--out", tmp_path / "run")
-    here, there = (predict(tmp_path / "run", tmp_path / f"{name}.sdf", tmp_path / f"{name}.csv") for name in blocks)
+    (tmp_path / "two.sdf").write_text("".join(blocks["here"][:2]))
+    run = tmp_path / "run"
+    train(tmp_path / "here.sdf", "--target", "expt", "--model", "mpnn", "--epochs", "5", *FAST, "--out", run)
+    here, there = (predict(run, tmp_path / f"{name}.sdf", tmp_path / f"{name}.csv") for name in blocks)
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5 * np.std([float(text) for text in measured.values()]))
     assert np.ptp(here) > 0.01
     header, *rows = lines(tmp_path / "here.csv")
     assert header[:2] == ["name", "expt"] and rows[0][0].startswith("mobley_")
-    assert molecules("explain", tmp_path / "here.sdf", "--run", tmp_path / "run", "--out", tmp_path / "page.html").code == 0
-    outcome = molecules("predict", tmp_path / "run", write_table(tmp_path / "flat.csv", ["smiles"], [("CCO",)]), "--out",
-                        tmp_path / "flat_out.csv")
+    assert molecules("explain", tmp_path / "two.sdf", "--run", run, "--out", tmp_path / "page.html").code == 0
+    flat = write_table(tmp_path / "flat.csv", ["smiles"], [("CCO",)])
+    outcome = molecules("predict", run, flat, "--out", tmp_path / "flat_out.csv")
     assert (outcome.code, "there are no coordinates; the model learned from distances" in outcome.err) == (3, True)

