@@ -349,7 +349,7 @@ def _is_part(path: Path) -> bool:
 
 def _remove_parts(path: Path) -> None:
     """Remove what killed processes left half written; only the holder of the lock may."""
-    for item in path.iterdir():
+    for item in path.rglob("*"):
         if _is_part(item):
             item.unlink(missing_ok=True)
 

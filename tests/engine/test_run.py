@@ -199,3 +199,13 @@ def test_refusals_are_listed_only_if_there_are_any(tmp_path):
 def test_plain_values_are_json():
     value = {"a": (np.float32(1.5), np.int64(2)), 3: float("-inf"), "p": Path("x"), "t": True, "n": None}
     assert plain(value) == {"a": [1.5, 2], "3": None, "p": "x", "t": True, "n": None}
+
+
+def test_what_a_kill_left_half_written_in_a_folder_is_removed(tmp_path):
+    run = create(tmp_path / "run")
+    run.close()
+    left = run.path / "members" / ".1.safetensors.12ab.part"
+    left.parent.mkdir()
+    left.write_text("half")
+    RunDirectory.resume(run.path).close()
+    assert not left.exists()
