@@ -110,13 +110,13 @@ def dry_run(app: App, data: Sequence[Path], config_file: Path | None, given: Map
 
 
 def evaluate(app: App, run_path: Path, data: Sequence[Path], out: Path | None, given: Mapping[str, Any]) -> Outcome:
-    """Evaluate the model of a run on data; the report goes to a folder."""
+    """Evaluate the model of a run on data; the report goes to a folder, by default beside that of the training."""
     from core.engine.refusals import Refusals
     from core.engine.run import RunDirectory
 
     _check_inputs(data)
     run = RunDirectory.open(run_path)
-    out = out or run.report_path
+    out = out or run.path / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     with Refusals(out / "refused.csv") as refused:
         report = _call(app.evaluate, given, run=run, config=load_config(load(app.config), run.config_path),

@@ -38,8 +38,10 @@ def test_rows_without_a_value_count_for_nothing_and_bad_ones_are_listed(run: Pat
 
 
 def test_without_out_the_report_lies_in_the_run(run: Path, nci: Path) -> None:
-    assert molecules("evaluate", run, nci).out.endswith(f"written to {run / 'report'}\n")
-    assert (run / "report" / "predictions.csv").exists()
+    trained = (run / "report" / "report.json").read_bytes()
+    assert molecules("evaluate", run, nci).out.endswith(f"written to {run / 'evaluation'}\n")
+    assert (run / "evaluation" / "predictions.csv").exists()
+    assert (run / "report" / "report.json").read_bytes() == trained
 
 
 @pytest.mark.parametrize(("content", "says"), [
