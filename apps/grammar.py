@@ -71,7 +71,7 @@ def _add_others(branch: cyclopts.App, app: App) -> None:
     run = _positional("run", Path, "directory of a run")
     source = _positional("input", Path, "file or folder")
     _add(branch, "evaluate", app.evaluate.summary,
-         [run, _data(), _option("out", Path | None, "folder of the report; RUN/evaluation if not given", None), _json()],
+         [run, _data(), _option("out", Path | None, "folder of the report; else RUN/evaluation", None), _json()],
          lambda given, values: commands.evaluate(app, given["run"], given["data"], given["out"], values),
          _own(app.evaluate))
     _add(branch, "predict", app.predict.summary, [run, source, _option("out", Path, "file to write"), _json()],
