@@ -13,6 +13,7 @@ import numpy as np
 from rdkit import Chem
 
 from apps.molecules.batches import Sample
+from apps.molecules.config import MoleculesConfig
 from apps.molecules.descriptors import COUNT_NAMES, DESCRIPTOR_NAMES, counts, descriptors
 from apps.molecules.features import MoleculeGraph, complete_graph, feature_widths, featurise, featurise_reaction
 from apps.molecules.readers import Limits, Record, Refusal, read_rows
@@ -122,6 +123,11 @@ def examples(rows: Iterable[Record | Refusal], features: Features, refused: Refu
         yield example
     if not usable:
         raise DataError(f"there is no row that the model can use; {first_reason}")
+
+
+def limits_of(config: MoleculesConfig) -> Limits:
+    """What a config accepts as a molecule."""
+    return Limits(config.max_atoms, config.max_fragments)
 
 
 def open_rows(path: Path, *, smiles: str | None, targets: Sequence[str] = (), extras: Sequence[str] = (),

@@ -13,9 +13,8 @@ import numpy as np
 
 from apps.app import Report
 from apps.molecules.config import MoleculesConfig
-from apps.molecules.data import Example, read_examples
+from apps.molecules.data import Example, limits_of, read_examples
 from apps.molecules.predict import input_column
-from apps.molecules.readers import Limits
 from apps.molecules.trained import Description, Trained
 from core.engine import metrics
 from core.engine.refusals import Refusals
@@ -87,7 +86,7 @@ def evaluate(run: RunDirectory, config: MoleculesConfig, data: tuple[Path, ...],
     trained = Trained.load(run, config.device)
     description = trained.description
     found = read_examples(data, description.features, refused, smiles=input_column(description, data[0]),
-                          targets=description.targets, extras=(), limits=Limits(config.max_atoms, config.max_fragments))
+                          targets=description.targets, extras=(), limits=limits_of(config))
     values = trained.values(found)
     targets = np.stack([example.targets for example in found])
     half_width = trained.ensemble.half_width.numpy()

@@ -18,9 +18,8 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from apps.app import Report, load_config
 from apps.molecules.batches import Batch
 from apps.molecules.config import ExplainSettings, MoleculesConfig
-from apps.molecules.data import Example, examples, open_rows
+from apps.molecules.data import Example, examples, limits_of, open_rows
 from apps.molecules.predict import input_column
-from apps.molecules.readers import Limits
 from apps.molecules.trained import Ensemble, Trained
 from core.engine import ops
 from core.engine.array import Array, as_array
@@ -46,7 +45,7 @@ def explain(input: Path, out: Path, refused: Refusals, settings: ExplainSettings
     index = target_index(trained, settings.target)
     explainer = Explainer(trained, index)
     rows = open_rows(input, smiles=input_column(trained.description, input),
-                     limits=Limits(config.max_atoms, config.max_fragments))
+                     limits=limits_of(config))
     figures: list[str] = []
     for example in examples(rows, trained.description.features, refused):
         if len(figures) == LARGEST_LISTED:

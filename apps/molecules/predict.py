@@ -12,7 +12,7 @@ import numpy as np
 
 from apps.app import Report
 from apps.molecules.config import MoleculesConfig, PredictSettings
-from apps.molecules.data import Example, examples, open_rows
+from apps.molecules.data import Example, examples, limits_of, open_rows
 from apps.molecules.readers import Limits, Record, check_units, columns, parse_reaction, parse_smiles, text_column
 from apps.molecules.trained import Description, Prediction, Trained, interval
 from core.engine import checkpoint
@@ -30,7 +30,7 @@ def predict(run: RunDirectory, config: MoleculesConfig, input: Path, out: Path, 
     description = trained.description
     check_units(dict(_unit(entry) for entry in settings.units), description.units)
     column = settings.smiles or input_column(description, input)
-    rows = open_rows(input, smiles=column, limits=Limits(config.max_atoms, config.max_fragments))
+    rows = open_rows(input, smiles=column, limits=limits_of(config))
     found = examples(rows, description.features, refused)
     count = 0
     with checkpoint.written_whole(out, "w") as file:

@@ -17,11 +17,10 @@ from apps.app import Report
 from apps.molecules import baselines
 from apps.molecules.batches import Batch, Sample, Values, batches, collate
 from apps.molecules.config import MoleculesConfig
-from apps.molecules.data import Example, Features, first_record, read_examples, samples
+from apps.molecules.data import Example, Features, first_record, limits_of, read_examples, samples
 from apps.molecules.descriptors import counts, fingerprint
 from apps.molecules.evaluate import coverage, numbers, prediction_rows, score
 from apps.molecules.model import Predictor
-from apps.molecules.readers import Limits
 from apps.molecules.scaling import conformal_half_width, fit_scales
 from apps.molecules.splits import Split, k_folds, split
 from apps.molecules.trained import Architecture, Description, Ensemble, Member, Scales, Trained, classes_of
@@ -91,10 +90,6 @@ def dry_run(data: tuple[Path, ...], config: MoleculesConfig) -> Mapping[str, str
 
 def _shape(array: Values) -> str:
     return str(as_array(array).aval)
-
-
-def limits_of(config: MoleculesConfig) -> Limits:
-    return Limits(config.max_atoms, config.max_fragments)
 
 
 def describe(data: Sequence[Path], config: MoleculesConfig) -> Description:

@@ -17,6 +17,7 @@ import streamlit as st
 from apps.app import load_config
 from apps.molecules.app import APP
 from apps.molecules.config import MoleculesConfig
+from apps.molecules.data import limits_of
 from apps.molecules.explain import Explainer, drawing
 from apps.molecules.predict import predict_smiles
 from apps.molecules.readers import Limits
@@ -65,7 +66,7 @@ def loaded(path: str, changed: int) -> tuple[Trained, Limits]:
     """The model of a run, and what it takes for a molecule; `changed` is when its file did."""
     run = RunDirectory.open(path)
     config: MoleculesConfig = load_config(MoleculesConfig, run.config_path)
-    return Trained.load(run, config.device), Limits(config.max_atoms, config.max_fragments)
+    return Trained.load(run, config.device), limits_of(config)
 
 
 @st.cache_resource(max_entries=LOADED, show_spinner=False)
