@@ -212,7 +212,18 @@ def devices() -> Outcome:
         "processor": processor(),
         "cores": os.cpu_count() or 1,
         "threads": threads.pool().threads,
-        "kernels": f"{chip.name}, {chip.lanes} float32 lanes",
+        "kernels": f"{chip.name}, {chip.lanes} float32 lanes; products of " + " and ".join(
+            f"{element} by {chips.narrow_block_for(chip, element).unit}" for element in ("bf16", "i8")),
         "features": " ".join(sorted(name for name, present in features.items() if present)),
         "store": str(store.directory()),
     })
+
+
+def bench(words: Sequence[str], peers: Path | None, quick: bool, resume: bool) -> int:
+    """Run the benchmarks of a checkout; gives their exit code."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "tests" / "bench" / "__main__.py").is_file():
+        raise ConfigError("benchmarks come with the source: run this from a checkout of Tilework, installed with -e")
+    options = [*(["--quick"] if quick else []), *(["--resume"] if resume else []),
+               *(["--peers", str(peers.absolute())] if peers else [])]
+    return subprocess.run([sys.executable, "-m", "tests.bench", *words, *options], cwd=root, check=False).returncode

@@ -42,6 +42,12 @@ def grammar(words: Sequence[str], apps: Iterable[App]) -> cyclopts.App:
          lambda given, _: commands.web_app(given["port"]))
     _add(root, "devices", "Show what this machine offers and which kernels run on it.", [_json()],
          lambda given, _: commands.devices())
+    _add(root, "bench", "Measure kernels beside those of other libraries; needs the source and its extra 'bench'.", [
+        _words("parts of the names of what is measured; all if none"),
+        _option("peers", Path | None, "python of the environment that has the other libraries", None),
+        _option("quick", bool, "one short turn each", False),
+        _option("resume", bool, "measure only what has no record yet", False)],
+        lambda given, _: commands.bench(given.get("words", ()), given["peers"], given["quick"], given["resume"]))
     return root
 
 
@@ -116,6 +122,11 @@ def _positional(name: str, kind: Any, help: str) -> inspect.Parameter:
 def _data() -> inspect.Parameter:
     hint = Annotated[Path, Parameter(help="files or folders in the app's formats", required=True)]
     return inspect.Parameter("data", inspect.Parameter.VAR_POSITIONAL, annotation=hint)
+
+
+def _words(help: str) -> inspect.Parameter:
+    hint = Annotated[str, Parameter(help=help)]
+    return inspect.Parameter("words", inspect.Parameter.VAR_POSITIONAL, annotation=hint)
 
 
 def _option(name: str, kind: Any, help: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

@@ -260,7 +260,11 @@ def test_devices_tell_what_runs_here(run):
     assert code == 0
     assert "cpu" in found["backends"].split(", ")
     assert found["cores"] >= found["threads"] >= 1 or "TILEWORK_THREADS" in os.environ
-    assert found["kernels"].split(",")[0] in {"avx512", "avx2", "neon", "generic"}
+    assert found["kernels"].split(",")[0] in {"amx", "avx512", "avx2", "neon", "generic"}
+
+
+def test_a_benchmark_of_nothing_is_an_error_of_usage(run):
+    assert run("bench", "nothing-has-this-name")[0] == 2
 
 
 def test_the_demo_is_loaded_when_it_runs(run, tmp_path, monkeypatch):
