@@ -5,10 +5,17 @@ Invariant: no chip is named outside `CHIPS`; a new chip is one more row of that 
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from functools import cache
 
 import llvmlite.binding as llvm
+
+from core.engine.errors import ConfigError, compose
+
+VECTORS, AVX512, TILES = "vectors", "avx512", "tiles"
+"""Units that multiply narrow elements: any vectors, AVX-512's dot products of 4 bytes, and AMX tiles."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class Chip:
     heights : rows of the register block, highest first, then lower blocks for what is left over
     vectors : vector registers across a row of the block
     first_cache, second_cache : bytes of the caches next to a core
+    narrow : for each narrow element type (bf16, i8) the unit that multiplies it and the feature that the unit needs,
+        best first; any other machine takes `VECTORS`
     """
 
     name: str
@@ -31,10 +40,15 @@ class Chip:
     vectors: int
     first_cache: int
     second_cache: int
+    narrow: tuple[tuple[str, str, str], ...] = ()
 
+
+_DOTS = (("bf16", AVX512, "avx512bf16"), ("i8", AVX512, "avx512vnni"))
+_TILES = (("bf16", TILES, "amx-bf16"), ("i8", TILES, "amx-int8"))
 
 CHIPS = (
-    Chip("avx512", frozenset({"avx512f"}), 16, (14, 8, 4), 2, 48 << 10, 2 << 20),
+    Chip("amx", frozenset({"avx512f", "avx512bw", "amx-tile"}), 16, (14, 8, 4), 2, 48 << 10, 2 << 20, _TILES + _DOTS),
+    Chip("avx512", frozenset({"avx512f"}), 16, (14, 8, 4), 2, 48 << 10, 2 << 20, _DOTS),
     Chip("avx2", frozenset({"avx2", "fma"}), 8, (6, 4, 2), 2, 32 << 10, 512 << 10),
     Chip("neon", frozenset({"neon"}), 4, (8, 4, 2), 3, 64 << 10, 1 << 20),
     Chip("generic", frozenset(), 4, (4, 2), 2, 32 << 10, 256 << 10),
@@ -44,9 +58,39 @@ CHIPS = (
 
 @cache
 def host() -> Chip:
-    """The first row of `CHIPS` that this machine satisfies."""
-    present = {name for name, has in llvm.get_host_cpu_features().items() if has}
-    return next(chip for chip in CHIPS if chip.features <= present)
+    """The first row of `CHIPS` that this machine satisfies, or the one that ``$TILEWORK_CPU`` names.
+
+    Raises
+    ------
+    ConfigError
+        If this machine is no such chip.
+    """
+    fitting = {chip.name: chip for chip in CHIPS if chip.features <= _features()}
+    chosen = os.environ.get("TILEWORK_CPU") or next(iter(fitting))
+    if chosen not in fitting:
+        raise ConfigError(compose(f"TILEWORK_CPU cannot be {chosen!r}", [
+            ("expected", f"one of {', '.join(fitting)}, which this machine can run"),
+            ("hint", "unset TILEWORK_CPU to take the best"),
+        ]))
+    return fitting[chosen]
+
+
+@cache
+def _features() -> frozenset[str]:
+    """What this machine has and the system lets this process use."""
+    names = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    if "amx-tile" in names and not _may_use_tiles():
+        return frozenset(name for name in names if not name.startswith("amx"))
+    return names
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers; it grants them to the whole process, its later threads and its forks."""
+    request_permission, system_call, tile_data = 0x1023, 158, 18  # ARCH_REQ_XCOMP_PERM, arch_prctl, XTILEDATA
+    try:
+        return bool(ctypes.CDLL(None).syscall(system_call, request_permission, tile_data) == 0)
+    except AttributeError:  # no Linux
+        return False
 
 
 @dataclass(frozen=True)
@@ -79,3 +123,54 @@ def block_for(chip: Chip, element: str) -> Block:
 def thin_block_for(chip: Chip, element: str) -> Block:
     """A block of at most three rows that reads B where it lies: for products with few rows."""
     return Block(element, chip.lanes if element == "f32" else chip.lanes // 2, (3, 1), 4, columns_masked=True)
+
+
+@dataclass(frozen=True)
+class NarrowBlock:
+    """A register block of 4-byte sums of products of narrow elements, `heights[0]` x (`vectors` * `lanes`).
+
+    The reduction goes in chunks of at most 64 bytes of a row of A. Of B, `group` neighbours along the reduction lie
+    together in 4 bytes.
+
+    Attributes
+    ----------
+    element : of A: ``"bf16"``, ``"i8"`` or ``"u8"``; B has the same, signed
+    unit : `VECTORS`, `AVX512` or `TILES`
+    """
+
+    element: str
+    unit: str
+    lanes: int
+    heights: tuple[int, ...]
+    vectors: int
+
+    @property
+    def rows(self) -> int:
+        return self.heights[0]
+
+    @property
+    def columns(self) -> int:
+        return self.lanes * self.vectors
+
+    @property
+    def group(self) -> int:
+        return 2 if self.element == "bf16" else 4
+
+    @property
+    def chunk(self) -> int:
+        """Elements of the reduction in a full chunk."""
+        return 16 * self.group
+
+    @property
+    def total(self) -> str:
+        """Type of the sums."""
+        return "f32" if self.element == "bf16" else "i32"
+
+
+def narrow_block_for(chip: Chip, element: str) -> NarrowBlock:
+    """The block of a chip for ``"bf16"``, ``"i8"`` or ``"u8"``."""
+    kind = "bf16" if element == "bf16" else "i8"
+    unit = next((unit for of, unit, feature in chip.narrow if of == kind and feature in _features()), VECTORS)
+    if unit == TILES:
+        return NarrowBlock(element, unit, 16, (32, 16), 2)
+    return NarrowBlock(element, unit, chip.lanes, chip.heights, chip.vectors)

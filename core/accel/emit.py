@@ -1,103 +1,27 @@
-"""Emit: a loop nest to the Python source that numba compiles, and equations to the expressions in it.
+"""Emit: a loop nest to the Python source that numba compiles.
 
-Invariant: the text depends on the structure of the nest alone; extents, strides and offsets are read from ``d``.
+Invariant: the text depends on the structure of the nest alone; extents, strides and offsets are read from ``d``, but
+for the extent of an innermost loop that is to be unrolled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from core.accel.loopir import Nest, Operand, stride_class
+from core.accel.expressions import ALIAS, Imports, combined, identity, load, pointer_type, stored
+from core.accel.loopir import Nest, Reduction, Statement, stride_class
+from core.accel.stages import ROW_BUFFER, Pass, passes, row_statements
 from core.engine import dtypes
 from core.engine.dtypes import DType
 
-SCALAR = "core.accel.kernels.scalar"
-ALIAS = "core.accel.alias"
-_MATH = {"exp", "log", "log1p", "sqrt", "tanh", "logistic", "erf", "sin", "floor", "round", "pow"}
-_COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_PLAIN = {"neg": "-{0}", "abs": "abs({0})", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}",
-          "div": "{0} / {1}", "max": "larger({0}, {1})", "min": "smaller({0}, {1})", "and": "{0} & {1}",
-          "or": "{0} | {1}", "not": "not {0}", "select": "{1} if {0} else {2}",
-          "random_bits": "threefry_u32({0}, {1}, np.uint32({2}), np.uint32({2} >> 32))"}
-_IMPORTS = {"max": (SCALAR, "larger"), "min": (SCALAR, "smaller"),
-            "random_bits": ("core.accel.kernels.random", "threefry_u32")}
-_COMBINE = {"max": "larger({0}, {1})", "min": "smaller({0}, {1})"}
-_BLOCK = 4096
-"""Float sums keep at most this many terms in one float32 accumulator before they go on in float64."""
-
-Imports = set[tuple[str, str]]
-
-
-def expression(op: str, names: Sequence[str], dtypes_in: Sequence[DType], dtype: DType, params: Mapping[str, Any],
-               imports: Imports) -> str:
-    """The Python expression of a loop op on variables; what it needs is added to `imports`."""
-    if op == "compare":
-        return f"{names[0]} {_COMPARE[params['kind']]} {names[1]}"
-    if op == "convert":
-        return _conversion(names[0], dtypes_in[0], dtype, imports)
-    if op in _MATH and dtype.is_float:
-        function = f"{op}_{'f64' if dtype is dtypes.float64 else 'f32'}"
-        imports.add(("core.accel.kernels.vectormath", function))
-        text = f"{function}({', '.join(names)})"
-    elif op == "pow":
-        text = " ** ".join(names)
-    elif op == "div" and not dtype.is_float:
-        text = " // ".join(names)
-    else:
-        if op in _IMPORTS:
-            imports.add(_IMPORTS[op])
-        text = _PLAIN[op].format(*names)
-    if op in ("select", "random_bits", "and", "or", "not"):
-        return text
-    return _of_type(text, dtype, imports)
-
-
-def _of_type(text: str, dtype: DType, imports: Imports) -> str:
-    """Bring arithmetic back to its dtype: numba widens integers, and bfloat16 is computed in float32."""
-    if dtype is dtypes.bfloat16:
-        imports.add((SCALAR, "round_bf16"))
-        return f"round_bf16({text})"
-    return text if dtype.is_float or dtype is dtypes.bool_ else f"np.{dtype.name}({text})"
-
-
-def _conversion(name: str, source: DType, target: DType, imports: Imports) -> str:
-    if target is dtypes.bool_:
-        return f"{name} != 0"
-    if target is dtypes.bfloat16:
-        imports.add((SCALAR, "round_bf16"))
-        return f"round_bf16(np.float32({name}))"
-    if target.is_float or not source.is_float:
-        return f"np.{target.name}({name})"
-    function = f"{target.short}_from_{'f64' if source is dtypes.float64 else 'f32'}"
-    imports.add((SCALAR, function))
-    return f"{function}({name})"
-
-
-def load(pointer: str, index: str, dtype: DType, imports: Imports, number: int = -1) -> str:
-    """Read an element; see `alias.load` for the number."""
-    imports.add((ALIAS, "load"))
-    element = f"load({pointer}, {index}, {number})"
-    if dtype is dtypes.bool_:
-        return f"{element} != 0"
-    if dtype is dtypes.bfloat16:
-        imports.add((SCALAR, "decode_bf16"))
-        return f"decode_bf16({element})"
-    return element
-
-
-def stored(name: str, dtype: DType, imports: Imports) -> str:
-    """An element as it goes to memory."""
-    if dtype is dtypes.bool_:
-        return f"np.uint8({name})"
-    if dtype is dtypes.bfloat16:
-        imports.add((SCALAR, "encode_bf16"))
-        return f"encode_bf16({name})"
-    return name
-
-
-def pointer_type(dtype: DType) -> str:
-    return "b8" if dtype is dtypes.bool_ else dtype.short
+_TERMS = 4096
+"""Sums of float32 along a row go on in float64 after this many terms, which 64 or more accumulators share."""
+_COLUMN_TERMS = 64
+"""And sums of columns after this many, each in one accumulator."""
+_COLUMNS = 512
+"""Columns that are reduced together, their sums in the first cache."""
+_SIMD = "core.accel.simd"
+_WIDTH = ("core.accel.vectorwidth", "widest_vectors")
 
 
 class _Writer:
@@ -105,50 +29,49 @@ class _Writer:
 
     def __init__(self, nest: Nest) -> None:
         self.nest = nest
-        self.imports: Imports = set(nest.imports)
+        self.passes = passes(nest)
+        self.imports: Imports = {*nest.imports, _WIDTH}
         self.depth = len(nest.loops)
+        self.last = self.depth - 1
+        self.kept = [level for level, loop in enumerate(nest.loops) if not loop.reduced]
+        self.reduced = [level for level, loop in enumerate(nest.loops) if loop.reduced]
+        self.totals = {reduction.result for reduction in nest.reductions} if nest.reduces_columns else set()
         self.lines: list[str] = []
+        self.arrays: list[str] = []
         self.indent = 1
         self.classes = [stride_class(operand, position, nest) for position, operand in enumerate(nest.operands)]
-        written = (position for position, operand in enumerate(nest.operands) if operand.role in ("write", "reduce"))
+        written = (position for position, operand in enumerate(nest.operands) if operand.role == "write")
         self.written = {position: number for number, position in enumerate(written)}
-        self.reduces = [(position, operand) for position, operand in enumerate(nest.operands)
-                        if operand.role == "reduce"]
+
+    def text(self) -> str:
+        self.line("widest_vectors()")
+        self._prologue()
+        if self.nest.reduces_columns:
+            self._columns()
+        elif self.nest.is_reduction:
+            self._rows()
+        else:
+            self._elements()
+        pointers = sorted({pointer_type(operand.view.dtype) for operand in self.nest.operands
+                           if operand.role != "index"})
+        modules: dict[str, set[str]] = {"core.accel.pointer": set(pointers)}
+        for module, name in self.imports:
+            modules.setdefault(module, set()).add(name)
+        head = ["import numpy as np", *(["from numba import types"] if self.arrays else []), ""]
+        head += [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(modules.items())]
+        head += ["", *self.arrays] if self.arrays else []
+        return "\n".join([*head, "", "", "def kernel(p, d, begin, end):", *self.lines, ""])
+
+    # --- operands ----------------------------------------------------------------------------------------------------
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
 
-    def _store(self, position: int, index: str, value: str) -> str:
-        self.imports.add((ALIAS, "store"))
-        return f"store(a{position}, {index}, {value}, {self.written[position]})"
-
-    def text(self) -> str:
-        self._prologue()
-        if self.nest.accumulates_in_memory:
-            self._loops_accumulating_in_memory()
-        elif self.nest.loops[-1].reduced:
-            self._loops_accumulating_in_registers()
-        else:
-            with_kept = range(self.depth - 1)
-            for level in with_kept:
-                self._open(level)
-            self._innermost(self._element_lines())
-        head = ["import numpy as np", ""]
-        pointers = sorted({pointer_type(operand.view.dtype) for operand in self.nest.operands
-                           if operand.role != "index"})
-        head.append(f"from core.accel.pointer import {', '.join(pointers)}")
-        modules: dict[str, set[str]] = {}
-        for module, name in self.imports:
-            modules.setdefault(module, set()).add(name)
-        head += [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(modules.items())]
-        return "\n".join([*head, "", "", "def kernel(p, d, begin, end):", *self.lines, ""])
-
     def _prologue(self) -> None:
-        count = 0
         for level in range(self.depth):
-            self.line(f"n{level} = d[{count}]")
-            count += 1
-        slot = 0
+            unrolled = self.nest.unrolled if level == self.last else 0
+            self.line(f"n{level} = {unrolled or f'd[{level}]'}")
+        count, slot = self.depth, 0
         for position, operand in enumerate(self.nest.operands):
             if operand.role == "index":
                 self.line(f"o{position} = d[{count}]")
@@ -157,178 +80,233 @@ class _Writer:
                 self.line(f"a{position} = {pointer_type(operand.view.dtype)}(p, {slot})")
                 slot += 1
             if self.classes[position] == "constant":
-                self.line(f"{operand.name} = {load(f'a{position}', '0', operand.view.dtype, self.imports)}")
+                self._read(position, "0")
             else:
                 for level in range(self.depth):
                     self.line(f"s{position}_{level} = d[{count + level}]")
             count += self.depth
 
-    # Which loop is shared among threads; see loopir.units.
-    def _bounds(self, level: int) -> str:
-        first = self.nest.loops[0]
-        shared = self.depth - 1 if first.reduced and self.nest.accumulates_in_memory else 0
-        if level == shared and not (first.reduced and not self.nest.accumulates_in_memory):
-            return "begin, end"
-        return f"n{level}"
-
-    def _open(self, level: int) -> None:
-        self.line(f"for i{level} in range({self._bounds(level)}):")
+    def _open(self, level: int, bounds: str = "") -> None:
+        """Begin a loop other than the innermost: what it adds to each operand's place, and to that in the row."""
+        self.line(f"for i{level} in range({bounds or f'n{level}'}):")
         self.indent += 1
-        for position, _ in enumerate(self.nest.operands):
-            if self.classes[position] != "constant":
+        for position, kind in enumerate(self.classes):
+            if kind != "constant" and not (kind == "row" and level in self.reduced):
                 before = f"b{position}_{level - 1} + " if level else ""
                 self.line(f"b{position}_{level} = {before}i{level} * s{position}_{level}")
-
-    def _base(self, position: int, level: int) -> str:
-        return f"b{position}_{level}" if level >= 0 else "0"
+        if self.nest.kept and level in self.reduced:
+            before = f"m{level - 1} + " if level - 1 in self.reduced else ""
+            self.line(f"m{level} = ({before}i{level}) * n{level + 1}")
 
     def _index(self, position: int) -> str:
-        """Where the innermost loop finds an operand's element."""
-        last = self.depth - 1
-        base = self._base(position, last - 1)
-        step = f"i{last}" if self.classes[position] == "unit" else f"i{last} * s{position}_{last}"
-        if self.classes[position] == "hoisted":
+        """Where the innermost loop finds an operand's element, or what follows the reduced loops its row's."""
+        kind, level = self.classes[position], self.last - 1
+        if kind == "row":
+            level = len(self.kept) - 1
+        elif self.nest.operands[position].name in self.totals:  # a column's, which no reduced loop moves
+            level = len(self.kept) - 2
+        base = f"b{position}_{level}" if level >= 0 else "0"
+        if kind in ("row", "hoisted"):
             return base
+        step = f"i{self.last}" if kind == "unit" else f"i{self.last} * s{position}_{self.last}"
         return step if base == "0" else f"{base} + {step}"
 
-    def _load(self, position: int) -> str:
-        return load(f"a{position}", self._index(position), self.nest.operands[position].view.dtype, self.imports)
-
-    def _hoisted_loads(self) -> None:
-        for position, operand in enumerate(self.nest.operands):
-            if operand.role == "read" and self.classes[position] == "hoisted":
-                self.line(f"{operand.name} = {self._load(position)}")
-
-    def _element_lines(self) -> Iterator[str]:
-        for position, operand in enumerate(self.nest.operands):
-            if operand.role == "index":
-                value = f"o{position} + {self._index(position)}"
-                dtype = operand.view.dtype
-                yield f"{operand.name} = " + (value if dtype is dtypes.int64 else f"np.{dtype.name}({value})")
-            elif operand.role == "read" and self.classes[position] in ("unit", "strided"):
-                yield f"{operand.name} = {self._load(position)}"
-        for statement in self.nest.statements:
-            yield f"{statement.result} = {statement.expression}"
-        for position, operand in enumerate(self.nest.operands):
-            if operand.role == "write" or (operand.role == "reduce" and not self._is_reduced()):
-                value = stored(operand.name, operand.view.dtype, self.imports)
-                yield self._store(position, self._index(position), value)
-
-    def _is_reduced(self) -> bool:
-        return any(loop.reduced for loop in self.nest.loops)
-
-    def _innermost(self, body: Iterator[str], bounds: str = "") -> None:
-        self._hoisted_loads()
-        last = self.depth - 1
-        self.line(f"for i{last} in range({bounds or self._bounds(last)}):")
-        self.indent += 1
-        for text in body:
-            self.line(text)
-        self.indent -= 1
-
-    # --- reductions --------------------------------------------------------------------------------------------------
-
-    def _loops_accumulating_in_registers(self) -> None:
-        kept = [level for level, loop in enumerate(self.nest.loops) if not loop.reduced]
-        if kept:
-            for level in kept:
-                self._open(level)
+    def _read(self, position: int, index: str) -> None:
+        """Read an operand's element into its variable."""
+        operand = self.nest.operands[position]
+        dtype = operand.view.dtype
+        if operand.role == "read":
+            text = load(f"a{position}", index, dtype, self.imports)
         else:
+            text = f"o{position} + {index}" if dtype is dtypes.int64 else f"np.{dtype.name}(o{position} + {index})"
+        self.line(f"{operand.name} = {text}")
+
+    def _read_all(self, positions: tuple[int, ...], *kinds: str) -> None:
+        for position in positions:
+            if self.classes[position] in kinds and position not in self.written:
+                self._read(position, self._index(position))
+
+    def _write(self, position: int, value: str) -> None:
+        self.imports.add((ALIAS, "store"))
+        element = stored(value, self.nest.operands[position].view.dtype, self.imports)
+        self.line(f"store(a{position}, {self._index(position)}, {element}, {self.written[position]})")
+
+    def _state(self, statements: tuple[Statement, ...]) -> None:
+        for statement in statements:
+            self.line(f"{statement.result} = {statement.expression}")
+
+    def _array(self, name: str, dtype: DType, count: int) -> None:
+        """Declare an array on the thread's stack."""
+        self.imports.add((_SIMD, "stack"))
+        element = {"bool": "uint8", "bfloat16": "float32"}.get(dtype.name, dtype.name)
+        self.arrays.append(f"{name}_array = stack(types.{element}, {count})")
+        self.line(f"{name} = {name}_array()")
+
+    # --- loops without reductions ------------------------------------------------------------------------------------
+
+    def _elements(self) -> None:
+        (only,) = self.passes
+        for level in range(self.last):
+            self._open(level, "" if level else "begin, end")
+        self._read_all(only.reads, "hoisted")
+        self.line(f"for i{self.last} in range({f'n{self.last}' if self.last else 'begin, end'}):")
+        self.indent += 1
+        self._element(only)
+        for number in only.reductions:  # over axes of extent 1
+            reduction = self.nest.reductions[number]
+            self.line(f"{reduction.result} = {reduction.value}")
+        for position in only.row_writes:
+            self._write(position, self.nest.operands[position].name)
+
+    def _element(self, part: Pass) -> None:
+        """What a pass does for one element, reductions aside."""
+        self._read_all(part.reads, "unit", "strided")
+        place = f"m{self.last - 1} + i{self.last}" if self.last - 1 in self.reduced else f"i{self.last}"
+        for statement in part.recalled:
+            found = f"k_{statement.result}[{place}]"
+            self.line(f"{statement.result} = {found}{' != 0' if statement.dtype is dtypes.bool_ else ''}")
+        self._state(part.statements)
+        for statement in part.stored:
+            value = f"np.uint8({statement.result})" if statement.dtype is dtypes.bool_ else statement.result
+            self.line(f"k_{statement.result}[{place}] = {value}")
+        for position in part.writes:
+            self._write(position, self.nest.operands[position].name)
+
+    # --- reductions of rows ------------------------------------------------------------------------------------------
+
+    def _rows(self) -> None:
+        for statement in self.nest.statements:
+            if statement.result in self.nest.kept:
+                self._array(f"k_{statement.result}", statement.dtype, ROW_BUFFER)
+        if self.kept:
+            for level in self.kept:
+                self._open(level, "" if level else "begin, end")
+        else:  # one row has one unit
             self.line("for _ in range(begin, end):")
             self.indent += 1
-            # A reduction over everything has one unit; its results lie at their first element.
-        for number, (_, operand) in enumerate(self.reduces):
-            wide = "np.float64(0)" if self._is_wide(operand) else _identity(operand, self.imports)
-            self.line(f"r{number} = {wide}")
+        self._read_all(tuple(range(len(self.classes))), "row")
+        self._state(row_statements(self.nest, -1))
+        for part in self.passes:
+            self._pass(part)
+            self._state(part.row_statements)
+            for position in part.row_writes:
+                self._write(position, self.nest.operands[position].name)
+
+    def _pass(self, part: Pass) -> None:
         inside = self.indent
-        for level in range(len(kept), self.depth - 1):
+        chosen = {number: self.nest.reductions[number] for number in part.reductions}
+        for number, reduction in chosen.items():
+            start = "np.float64(0)" if _is_wide(reduction) else identity(reduction.kind, reduction.dtype)
+            self.line(f"r{number} = {start}")
+        for level in self.reduced[:-1]:
             self._open(level)
-        self._reduce_innermost()
+        self._read_all(part.reads, "hoisted")
+        if any(map(_is_wide, chosen.values())):
+            self._blocks(part, chosen)
+        else:
+            self._accumulate(part, chosen, "r", f"n{self.last}")
         self.indent = inside
-        for number, (position, operand) in enumerate(self.reduces):
-            result = f"np.float32(r{number})" if self._is_wide(operand) else f"r{number}"
-            place = self._base(position, len(kept) - 1)
-            self.line(self._store(position, place, stored(result, operand.view.dtype, self.imports)))
+        for number, reduction in chosen.items():
+            self.line(f"{reduction.result} = " + (f"np.float32(r{number})" if _is_wide(reduction) else f"r{number}"))
 
-    def _is_wide(self, operand: Operand) -> bool:
-        return operand.kind == "sum" and operand.view.dtype is dtypes.float32
-
-    def _reduce_innermost(self) -> None:
-        last = self.depth - 1
-        wide = [number for number, (_, operand) in enumerate(self.reduces) if self._is_wide(operand)]
-        if not wide:
-            self._innermost(self._accumulating_lines("r"))
-            return
-        self._hoisted_loads()
-        self.line(f"for block in range(0, n{last}, {_BLOCK}):")
+    def _accumulate(self, part: Pass, chosen: dict[int, Reduction], name: str, bounds: str) -> None:
+        self.line(f"for i{self.last} in range({bounds}):")
         self.indent += 1
-        for number, _ in enumerate(self.reduces):
-            self.line(f"q{number} = np.float32(0)" if number in wide else f"q{number} = r{number}")
-        self.line(f"for i{last} in range(block, min(block + {_BLOCK}, n{last})):")
-        self.indent += 1
-        for text in self._accumulating_lines("q"):
-            self.line(text)
-        self.indent -= 1
-        for number, _ in enumerate(self.reduces):
-            self.line(f"r{number} = r{number} + q{number}" if number in wide else f"r{number} = q{number}")
+        self._element(part)
+        for number, reduction in chosen.items():
+            total = combined(f"{name}{number}", reduction.value, reduction.kind, reduction.dtype, self.imports, True)
+            self.line(f"{name}{number} = {total}")
         self.indent -= 1
 
-    def _accumulating_lines(self, accumulator: str) -> Iterator[str]:
-        yield from self._element_lines()
-        for number, (_, operand) in enumerate(self.reduces):
-            name = f"{accumulator}{number}"
-            yield f"{name} = {_combined(name, operand, self.imports)}"
+    def _blocks(self, part: Pass, chosen: dict[int, Reduction]) -> None:
+        """The innermost loop in blocks, whose float32 sums are added up in float64."""
+        self.line(f"for block in range(0, n{self.last}, {_TERMS}):")
+        self.indent += 1
+        for number, reduction in chosen.items():
+            self.line(f"q{number} = {'np.float32(0)' if _is_wide(reduction) else f'r{number}'}")
+        self._accumulate(part, chosen, "q", f"block, min(block + {_TERMS}, n{self.last})")
+        for number, reduction in chosen.items():
+            self.line(f"r{number} = {f'r{number} + ' if _is_wide(reduction) else ''}q{number}")
 
-    def _loops_accumulating_in_memory(self) -> None:
-        last = self.depth - 1
-        kept = [level for level, loop in enumerate(self.nest.loops[:-1]) if not loop.reduced]
-        for level in kept:
+    # --- reductions of columns ---------------------------------------------------------------------------------------
+
+    def _columns(self) -> None:
+        (only,) = self.passes
+        for number, reduction in enumerate(self.nest.reductions):
+            self._array(f"q{number}", reduction.dtype, _COLUMNS)
+            if _is_wide(reduction):
+                self._array(f"w{number}", dtypes.float64, _COLUMNS)
+        outer = [level for level in self.kept if level != self.last]
+        for level in outer:
+            self._open(level, "" if level else "begin, end")
+        first, stop = ("0", f"n{self.last}") if outer else ("begin", "end")
+        self.line(f"for first in range({first}, {stop}, {_COLUMNS}):")
+        self.indent += 1
+        self.line(f"stop = min(first + {_COLUMNS}, {stop})")
+        self._each_column(self._begin_column)
+        inside = self.indent
+        for level in self.reduced[:-1]:
             self._open(level)
-        for position, operand in self.reduces:
-            first = self._identity_in_memory(operand)
-            base = self._base(position, len(kept) - 1)
-            self.line(f"for i{last} in range({self._bounds(last)}):")
-            place = f"i{last} * s{position}_{last}" if self.classes[position] != "unit" else f"i{last}"
-            self.line("    " + self._store(position, place if base == "0" else f"{base} + {place}", first))
-        for level in range(len(kept), last):
-            self._open(level)
-        self._innermost(self._memory_lines())
+        innermost = self.reduced[-1]
+        self.line(f"for block in range(0, n{innermost}, {_COLUMN_TERMS}):")
+        self.indent += 1
+        blocked = self.indent
+        self._open(innermost, f"block, min(block + {_COLUMN_TERMS}, n{innermost})")
+        self._read_all(only.reads, "hoisted")
+        self.line(f"for i{self.last} in range(first, stop):")
+        self.indent += 1
+        self._element(only)
+        for number, reduction in enumerate(self.nest.reductions):
+            self._add_to_column(number, reduction)
+        self.indent = blocked
+        if any(map(_is_wide, self.nest.reductions)):
+            self._each_column(self._widen_column)
+        self.indent = inside
+        self._each_column(self._end_column)
 
-    def _identity_in_memory(self, operand: Operand) -> str:
-        identity = _identity(operand, self.imports)
-        return f"np.uint8({identity})" if operand.view.dtype is dtypes.bool_ else identity
+    def _each_column(self, write: Callable[[int, Reduction], None]) -> None:
+        """A loop over the columns that calls `write` for each reduction."""
+        self.line(f"for i{self.last} in range(first, stop):")
+        self.indent += 1
+        for number, reduction in enumerate(self.nest.reductions):
+            write(number, reduction)
+        self.indent -= 1
 
-    def _memory_lines(self) -> Iterator[str]:
-        yield from self._element_lines()
-        for number, (position, operand) in enumerate(self.reduces):
-            place, name, dtype = self._index(position), f"r{number}", operand.view.dtype
-            yield f"{name} = {load(f'a{position}', place, dtype, self.imports, self.written[position])}"
-            yield self._store(position, place, stored(_combined(name, operand, self.imports), dtype, self.imports))
+    def _begin_column(self, number: int, reduction: Reduction) -> None:
+        start = identity(reduction.kind, reduction.dtype)
+        self._set_column(f"q{number}", start, reduction.dtype)
+        if _is_wide(reduction):
+            self._set_column(f"w{number}", "np.float64(0)", dtypes.float64)
+
+    def _add_to_column(self, number: int, reduction: Reduction) -> None:
+        self.line(f"r{number} = {self._column(f'q{number}', reduction.dtype)}")
+        total = combined(f"r{number}", reduction.value, reduction.kind, reduction.dtype, self.imports, False)
+        self._set_column(f"q{number}", total, reduction.dtype)
+
+    def _widen_column(self, number: int, reduction: Reduction) -> None:
+        if _is_wide(reduction):
+            wide, narrow = self._column(f"w{number}", dtypes.float64), self._column(f"q{number}", dtypes.float32)
+            self._set_column(f"w{number}", f"{wide} + {narrow}", dtypes.float64)
+            self._set_column(f"q{number}", "np.float32(0)", dtypes.float32)
+
+    def _end_column(self, number: int, reduction: Reduction) -> None:
+        total = f"np.float32({self._column(f'w{number}', dtypes.float64)})" if _is_wide(reduction) \
+            else self._column(f"q{number}", reduction.dtype)
+        self.line(f"{reduction.result} = {total}")
+        for position, operand in enumerate(self.nest.operands):
+            if operand.role == "write" and operand.name == reduction.result:
+                self._write(position, reduction.result)
+
+    def _column(self, name: str, dtype: DType) -> str:
+        return f"{name}[i{self.last} - first]" + (" != 0" if dtype is dtypes.bool_ else "")
+
+    def _set_column(self, name: str, value: str, dtype: DType) -> None:
+        self.line(f"{name}[i{self.last} - first] = {f'np.uint8({value})' if dtype is dtypes.bool_ else value}")
 
 
-def _identity(operand: Operand, imports: Imports) -> str:
-    from core.engine.ops.reduce import identity
-
-    dtype = operand.view.dtype
-    value = identity(operand.kind, dtype)
-    if dtype is dtypes.bool_:
-        return str(bool(value))
-    if dtype.is_float and operand.kind != "sum":
-        return f"np.{dtype.name}({'-' if operand.kind == 'max' else ''}np.inf)"
-    return f"np.{dtype.name}({int(value)})"
-
-
-def _combined(total: str, operand: Operand, imports: Imports) -> str:
-    dtype = operand.view.dtype
-    if operand.kind == "sum":
-        if dtype.is_float:
-            imports.add((SCALAR, "add_any_order"))
-            return f"add_any_order({total}, {operand.name})"
-        return f"np.{dtype.name}({total} + {operand.name})"
-    if dtype is dtypes.bool_:
-        return f"{total} {'|' if operand.kind == 'max' else '&'} {operand.name}"
-    imports.add((SCALAR, "larger" if operand.kind == "max" else "smaller"))
-    return _COMBINE[operand.kind].format(total, operand.name)
+def _is_wide(reduction: Reduction) -> bool:
+    """Whether a reduction is a float32 sum, whose partial sums are added up in float64."""
+    return reduction.kind == "sum" and reduction.dtype is dtypes.float32
 
 
 def kernel_text(nest: Nest) -> str:

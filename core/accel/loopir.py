@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from core.accel.step import View
 from core.engine.dtypes import DType
 
+_UNROLLED = 32
 
 @dataclass(frozen=True)
 class Operand:
@@ -21,24 +22,45 @@ class Operand:
     ----------
     name : variable of its element in the statements
     view : how it lies in memory, over the iteration shape
-    role : ``read``, ``write``, ``reduce`` (written once a reduction is complete), or ``index`` (no memory: the element
-        is the offset plus the sum of position times stride)
-    kind : of the reduction
+    role : ``read``, ``write``, or ``index`` (no memory: the element is the offset plus the sum of position times
+        stride)
     """
 
     name: str
     view: View
     role: str
-    kind: str = ""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """``result = expression``; a reduction's statement names the value that is reduced."""
+    """``result = expression``.
+
+    Attributes
+    ----------
+    arguments : the variables that the expression reads
+    stage : the pass over a row in which it happens
+    per_row : it happens once a row, at the end of its pass, or before the first one in stage -1
+    costly : its result is better kept than computed again
+    """
 
     result: str
     expression: str
     dtype: DType
+    arguments: tuple[str, ...] = ()
+    stage: int = 0
+    per_row: bool = False
+    costly: bool = False
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """``result`` is the sum, max or min (`kind`) of ``value`` over the reduced loops, complete after pass `stage`."""
+
+    result: str
+    value: str
+    kind: str
+    dtype: DType
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,17 +74,34 @@ class Loop:
 
 @dataclass(frozen=True)
 class Nest:
-    """Loops from the outermost to the innermost, operands, and what happens for each element."""
+    """Loops from the outermost to the innermost, operands, and what happens for each element and each row.
+
+    A row is what the reduced loops run over. Where one stage needs what an earlier one reduced, the kernel walks each
+    row once a stage, so that the row comes from the cache all but the first time. Elements that a later pass needs are
+    computed again, but for those in `kept`, which the row leaves in a buffer on the thread's stack.
+    """
 
     loops: tuple[Loop, ...]
     operands: tuple[Operand, ...]
     statements: tuple[Statement, ...]
     imports: frozenset[tuple[str, str]]
+    reductions: tuple[Reduction, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
-    def accumulates_in_memory(self) -> bool:
-        """Whether the innermost loop is kept while an outer one is reduced, so that results grow in memory."""
-        return not self.loops[-1].reduced and any(loop.reduced for loop in self.loops)
+    def is_reduction(self) -> bool:
+        return any(loop.reduced for loop in self.loops)
+
+    @property
+    def unrolled(self) -> int:
+        """Extent of an innermost loop that is too short for vectors unless the text names it, or 0."""
+        extent = self.loops[-1].extent
+        return extent if extent <= _UNROLLED and [loop.reduced for loop in self.loops][-2:] == [True, True] else 0
+
+    @property
+    def reduces_columns(self) -> bool:
+        """Whether the innermost loop is kept while an outer one is reduced, so that whole columns grow at once."""
+        return self.is_reduction and not self.loops[-1].reduced
 
 
 def normal_loops(shape: Sequence[int], axes: Sequence[int], operands: Sequence[Operand]) -> tuple[Loop, ...]:
@@ -91,12 +130,17 @@ def _continues(outer: Loop, inner: Loop) -> bool:
 
 
 def stride_class(operand: Operand, position: int, nest: Nest) -> str:
-    """How the text treats an operand in the innermost loop: constant, hoisted, unit or strided."""
+    """Where an operand's element changes.
+
+    ``constant``: never; ``row``: from row to row; ``hoisted``: not in the innermost loop; ``unit`` and ``strided``: in
+    the innermost loop, by one element or by more.
+    """
     strides = [loop.strides[position] for loop in nest.loops]
-    if operand.role == "index":
-        return "index"
-    if operand.role == "read" and not any(strides):
+    if operand.role != "write" and not any(strides):
         return "constant"
+    if nest.loops[-1].reduced and not any(
+            stride for stride, loop in zip(strides, nest.loops, strict=True) if loop.reduced):
+        return "row"
     if strides[-1] == 0:
         return "hoisted"
     return "unit" if strides[-1] == 1 else "strided"
@@ -116,9 +160,8 @@ def dims(nest: Nest) -> tuple[int, ...]:
 def units(nest: Nest) -> tuple[int, int]:
     """Extent and grain of the parallel loop: the first kept one, or a single unit."""
     first = nest.loops[0]
-    if first.reduced and not nest.accumulates_in_memory:
+    if first.reduced and not nest.reduces_columns:
         return 1, 1
     if first.reduced or len(nest.loops) == 1:
         return nest.loops[-1].extent, 64
     return first.extent, 1
-

@@ -10,18 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.accel import emit
 from core.accel.kernels import conv as conv_kernels
 from core.accel.kernels import gemm, index, window
-from core.accel.loopir import Nest, Operand, Statement, dims, normal_loops, units
-from core.accel.passes.fuse import VIEWS, Node
-from core.accel.step import Buffer, Step, View, contiguous, row_major
+from core.accel.loopir import Operand
+from core.accel.loops import loop_step, steps_of_node
+from core.accel.passes.fuse import Node
+from core.accel.step import Step, View, contiguous, row_major
+from core.accel.views import INDEX, VIEWS, iota, look, reshaped_strides
 from core.engine import dtypes
 from core.engine.dtypes import DType
 from core.engine.graph import Equation, Graph, Value
-
-INDEX = Buffer(0, "index")
-"""The buffer of views that are no memory: an element is its position (see `loopir.Operand`)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Lowering:
         """Add the steps of a node."""
         self._layer = node.equations[-1].where.layer
         if node.is_loop:
-            self._lower_loop(node)
+            self.add(steps_of_node(self, node))
             return
         equation = node.equations[0]
         rule = KERNELS.get(equation.op.name)
@@ -113,83 +111,31 @@ class Lowering:
         """Copy a view, by default into new row-major memory."""
         out = into or contiguous(view.dtype, view.shape)
         role = "index" if view.buffer is INDEX else "read"
-        self.add([loop_step("copy", view.shape, (), [Operand("x", view, role), Operand("x", out, "write")], [], set())])
+        self.add([loop_step("copy", view.shape, (), [Operand("x", view, role), Operand("x", out, "write")])])
         return out
 
+    def source(self, value: Value) -> Value:
+        """The value behind view equations."""
+        while value in self._view_equations and self._view_equations[value].inputs:
+            value = self._view_equations[value].inputs[0]
+        return value
+
     def _look(self, equation: Equation) -> View:
-        name, params = equation.op.name, equation.params
-        shape, dtype = equation.outputs[0].aval.shape, equation.outputs[0].aval.dtype
-        if name == "iota":
-            return View(INDEX, dtype, shape, tuple(int(axis == params["axis"]) for axis in range(len(shape))))
+        if equation.op.name == "iota":
+            return iota(equation)
         view = self.view(equation.inputs[0])
-        if name == "transpose":
-            return replace(view, shape=shape, strides=tuple(view.strides[axis] for axis in params["axes"]))
-        if name == "slice":
-            offset = sum(start * stride for start, stride in zip(params["start"], view.strides, strict=True))
-            strides = tuple(stride * step for stride, step in zip(view.strides, params["step"], strict=True))
-            return replace(view, shape=shape, strides=strides, offset=view.offset + offset)
-        if name == "broadcast":
-            strides_out = [0] * len(shape)
-            for extent, stride, axis in zip(view.shape, view.strides, params["axes"], strict=True):
-                strides_out[axis] = stride if extent == shape[axis] else 0
-            return replace(view, shape=shape, strides=tuple(strides_out))
-        strides_new = reshaped_strides(view, shape)
-        if strides_new is None:
-            view = self.copy(view)
-            strides_new = row_major(shape)
-        return replace(view, shape=shape, strides=strides_new)
+        looked = look(view, equation)
+        if looked is None:
+            looked = look(self.copy(view), equation)
+        assert looked is not None, "row-major memory can be looked at in any way"
+        return looked
 
-    # --- loops -------------------------------------------------------------------------------------------------------
-
-    def _lower_loop(self, node: Node) -> None:
-        shape, axes = node.shape or (), node.axes or ()
-        imports: emit.Imports = set()
-        names: dict[Value, str] = {}
-        reads: dict[tuple[View, str], Operand] = {}
-        statements: list[Statement] = []
-        writes: list[Operand] = []
-
-        def element(view: View) -> str:
-            role = "index" if view.buffer is INDEX else "read"
-            operand = reads.setdefault((view, role), Operand(f"x{len(reads)}", view, role))
-            return operand.name
-
-        for number, equation in enumerate(node.equations):
-            value = equation.outputs[0]
-            if equation.op.name == "reduce":
-                source = equation.inputs[0]
-                name = names[source] if source in names else element(self.view(source))
-                writes.append(Operand(name, self._reduced_view(value, shape, axes), "reduce", equation.params["kind"]))
-                continue
-            if equation.op.name == "random_bits":
-                arguments = self._random_arguments(equation, shape, element)
-            else:
-                arguments = [names[v] if v in names else element(self.view(v)) for v in equation.inputs]
-            names[value] = f"v{number}"
-            text = emit.expression(equation.op.name, arguments, [v.aval.dtype for v in equation.inputs],
-                                   value.aval.dtype, equation.params, imports)
-            statements.append(Statement(names[value], text, value.aval.dtype))
-            if self._is_wanted(value, node):
-                writes.append(Operand(names[value], self.fresh(value), "write"))
-        name = "+".join(equation.op.name for equation in node.equations)
-        self.add([loop_step(name, shape, axes, [*reads.values(), *writes], statements, imports)])
-
-    def _random_arguments(self, equation: Equation, shape: tuple[int, ...],
-                          element: Callable[[View], str]) -> list[str]:
-        key = self.memory(equation.inputs[0])
-        nothing = (0,) * len(shape)
-        words = [View(key.buffer, key.dtype, shape, nothing, key.offset + word * key.strides[0]) for word in (0, 1)]
-        return [*map(element, words), element(View(INDEX, dtypes.int64, shape, row_major(shape)))]
-
-    def _reduced_view(self, value: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> View:
-        """The result of a reduction, looked at over the iteration shape."""
-        out = self.fresh(value)
-        kept = iter(out.strides)
-        return replace(out, shape=shape, strides=tuple(0 if axis in axes else next(kept) for axis in range(len(shape))))
-
-    def _is_wanted(self, value: Value, node: Node) -> bool:
-        """Whether anything outside the loop reads a value."""
-        return value in self._outputs or any(self._home.get(user) is not node for user in self._users.get(value, ()))
+    def is_wanted(self, value: Value, node: Node) -> bool:
+        """Whether anything outside a loop node reads a value, straight or through views."""
+        if value in self._outputs:
+            return True
+        return any(self.is_wanted(user.outputs[0], node) if user.op.name in VIEWS else self._home.get(user) is not node
+                   for user in self._users.get(value, ()))
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
@@ -198,60 +144,12 @@ class Lowering:
         self.add([HostStep(equation, inputs, tuple(self.fresh(value) for value in equation.outputs))])
 
 
-def loop_step(name: str, shape: tuple[int, ...], axes: tuple[int, ...], operands: list[Operand],
-              statements: list[Statement], imports: emit.Imports) -> Step:
-    """The step of a loop nest."""
-    nest = Nest(normal_loops(shape, axes, operands), tuple(operands), tuple(statements), frozenset(imports))
-    in_memory = [operand for operand in operands if operand.role != "index"]
-    extent, grain = units(nest)
-    size = 1
-    for length in shape:
-        size *= length
-    written = tuple(place for place, operand in enumerate(in_memory) if operand.role in ("write", "reduce"))
-    views = tuple(operand.view for operand in in_memory)
-    nbytes = sum(min(view.size * view.dtype.itemsize, view.buffer.nbytes) for view in views)
-    return Step(emit.kernel_text(nest), views, written, dims(nest),
-                0 if size == 0 and not axes else extent, grain, name, size * max(len(statements), 1), nbytes)
-
-
-def reshaped_strides(view: View, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of a view in a new shape, or None if no strides describe it.
-
-    Axes of the old and the new shape are matched in groups of equal size; within a group the old axes must lie end to
-    end.
-    """
-    if view.size == 0:
-        return row_major(shape)
-    old = [(extent, stride) for extent, stride in zip(view.shape, view.strides, strict=True) if extent != 1]
-    strides: list[int] = []
-    place = 0
-    remaining, step = 1, 0
-    for extent in reversed(shape):
-        if extent == 1:
-            strides.append(0)
-            continue
-        if remaining == 1:
-            remaining, step = old[-1 - place]
-            place += 1
-        while remaining % extent and place < len(old):
-            outer, far = old[-1 - place]
-            if far != step * remaining:
-                return None
-            remaining *= outer
-            place += 1
-        if remaining % extent:
-            return None
-        strides.append(step)
-        remaining //= extent
-        step *= extent
-    return tuple(reversed(strides))
-
-
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 _NUMBERS = {dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64}
 _KERNEL_TYPES: dict[str, set[DType]] = {
-    "dot": {dtypes.float32, dtypes.float64, dtypes.int8}, "conv": {dtypes.float32, dtypes.float64},
+    "dot": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
+    "conv": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
     "conv_dw": {dtypes.float32, dtypes.float64}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL)}
 
 
@@ -260,6 +158,8 @@ def _has_kernel(equation: Equation) -> bool:
     if equation.op.name in ("window", "window_grad") and not window.fits(x.shape, params["size"], params["stride"],
                                                                          params["padding"]):
         return False
+    if equation.op.name in ("dot", "conv") and x.dtype is dtypes.uint8:
+        return equation.inputs[1].aval.dtype is dtypes.int8
     return x.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
 
 

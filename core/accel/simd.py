@@ -82,7 +82,7 @@ class _Vectors:
         return self.builder.extract_element(vector, LANE(0))
 
 
-def _choose(builder: Any, value: Any, bounds: Sequence[int], emit: Callable[[int], None]) -> None:
+def choose(builder: Any, value: Any, bounds: Sequence[int], emit: Callable[[int], None]) -> None:
     """Emit code that runs ``emit(bound)`` for the smallest bound that value does not exceed, else for the largest."""
     smallest, *larger = sorted(bounds)
     if not larger:
@@ -92,7 +92,7 @@ def _choose(builder: Any, value: Any, bounds: Sequence[int], emit: Callable[[int
         with then:
             emit(smallest)
         with otherwise:
-            _choose(builder, value, larger, emit)
+            choose(builder, value, larger, emit)
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ def tile(block: Block) -> Any:
             given = _Operands(*values)
 
             def emit_height(height: int) -> None:
-                _choose(builder, given.columns, [width * block.lanes for width in widths],
-                        lambda columns: _emit_tile(builder, block, height, columns // block.lanes, given))
+                choose(builder, given.columns, [width * block.lanes for width in widths],
+                       lambda columns: _emit_tile(builder, block, height, columns // block.lanes, given))
 
-            _choose(builder, given.rows, block.heights, emit_height)
+            choose(builder, given.rows, block.heights, emit_height)
             return context.get_dummy_value()
 
         return types.void(*arguments), codegen

@@ -126,6 +126,17 @@ def test_integers_wrap_and_divide(dtype):
     compare(lambda a: [a.astype(target) for target in dtypes.ALL], a)
 
 
+def test_unsigned_bytes_meet_signed_ones():
+    numbers = np.random.default_rng(0)
+    x, w = numbers.integers(0, 256, (2, 9, 7, 33), np.uint8), numbers.integers(-128, 128, (3, 3, 33, 20), np.int8)
+    results = jit(lambda x, w: (ops.conv(x, w, stride=(1, 2), padding=((1, 1), (0, 1)), dilation=(1, 1),
+                                         input_dilation=(1, 1), groups=1), x[0, 0] @ w[0, 0], x[0, 0] @ w[0, 0, :, :1]))
+    for expected, actual in zip(*both(results, x, w), strict=True):
+        assert actual.dtype is dtypes.int32
+        assert_agree(expected, actual)
+    np.testing.assert_array_equal(actual.numpy(), x[0, 0].astype(int) @ w[0, 0, :, :1].astype(int))
+
+
 def test_a_long_sum_is_accurate():
     x = as_array(np.random.default_rng(0).random((40_000, 3)).astype(np.float32))
     actual = jit(lambda x: (ops.sum(x), ops.sum(x, 0), ops.sum(x.T, 1)))(x)

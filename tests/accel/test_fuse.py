@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.accel.passes.fuse import MAXIMUM_EQUATIONS, VIEWS, fuse
+from core.accel.passes.fuse import MAXIMUM_EQUATIONS, MAXIMUM_ROW, fuse
 from core.accel.passes.simplify import simplify
-from core.engine import ops, random
-from core.engine.array import as_array
+from core.accel.views import VIEWS
+from core.engine import dtypes, ops, random
+from core.engine.array import Array, as_array
 from core.engine.grad import grad
+from core.engine.graph import Aval
 from core.engine.jit import close, jit
+from core.engine.nn.activation import gelu, log_softmax, softmax
+from core.engine.nn.norm import BatchNorm, GroupNorm, LayerNorm
 from core.engine.testing import random_graph
 
 
@@ -37,7 +41,11 @@ X = drawn(6, 5)
     (lambda x: (ops.sum(ops.tanh(x), 0), ops.amax(ops.tanh(x), 1)), [["tanh", "reduce"], ["reduce"]]),
     (lambda x: ops.tanh(ops.exp(x).T), [["exp"], ["tanh"]]),
     (lambda x: ops.tanh(x.T) + 1, [["tanh", "add"]]),
-    (lambda x: x - ops.sum(x, 1, True), [["reduce"], ["sub"]]),
+    (lambda x: x - ops.sum(x, 1, True), [["reduce", "sub"]]),
+    (lambda x: x - ops.sum(x, 0, True), [["reduce"], ["sub"]]),
+    (lambda x: x.T - ops.tanh(ops.sum(x, 1)), [["reduce", "tanh"], ["sub"]]),
+    (lambda x: ops.exp(x).reshape(3, 10) * 2, [["exp", "mul"]]),
+    (lambda x: (ops.sum(x, 0), ops.sum(x * x, 0)), [["reduce", "mul", "reduce"]]),
     (lambda x: ops.exp(x @ x.T) + 1, [["dot"], ["exp", "add"]]),
     (lambda x: x.T.reshape(-1)[3:], []),
     (lambda x: ops.sort(ops.tanh(x), axis=0)[0] * 2, [["tanh"], ["sort"], ["mul"]]),
@@ -51,8 +59,38 @@ def test_a_value_that_returns_through_another_node_is_not_fused():
     assert kernels(lambda x: (lambda y: y + y @ x)(ops.exp(x)), drawn(5, 5)) == [["exp"], ["dot"], ["add"]]
 
 
-def test_softmax_is_three_loops():
-    assert len(kernels(lambda x: (lambda e: e / ops.sum(e, 1, True))(ops.exp(x - ops.amax(x, 1, True))), X)) == 3
+def weighted(function):
+    """The gradient of a function's weighted sum, as training asks for it."""
+    return lambda x, ct: grad(lambda x: ops.sum(function(x) * ct))(x)
+
+
+LAYER, GROUP, BATCH = LayerNorm.init(8), GroupNorm.init(8, 2), BatchNorm.init(8)
+
+
+@pytest.mark.parametrize(("function", "count"), [
+    (softmax, 1), (log_softmax, 1), (LAYER, 1), (GROUP, 1), (gelu, 1), (lambda x: ops.maximum(BATCH(x), 0.0), 2),
+    (lambda x: BATCH.train(x)[0], 5)], ids=["softmax", "log_softmax", "layer", "group", "gelu", "batch", "train"])
+def test_layers_are_few_kernels(function, count):
+    assert len(kernels(function, drawn(2, 3, 5, 8))) == count
+
+
+@pytest.mark.parametrize(("function", "count"), [
+    (softmax, 1), (log_softmax, 1), (LAYER, 1), (GROUP, 1), (gelu, 1), (lambda x: BATCH.train(x)[0], 7)],
+    ids=["softmax", "log_softmax", "layer", "group", "gelu", "train"])
+def test_gradients_of_layers_are_few_kernels(function, count):
+    assert len(kernels(weighted(function), drawn(2, 3, 5, 8), drawn(2, 3, 5, 8))) == count
+
+
+def test_parameters_of_a_layer_norm_take_a_kernel_each():
+    assert len(kernels(lambda layer, x, ct: grad(lambda both: ops.sum(both[0](both[1]) * ct))((layer, x)), LAYER,
+                       drawn(6, 8), drawn(6, 8))) == 3
+
+
+@pytest.mark.parametrize(("shape", "count"), [
+    ((4, 64), 1), ((64, MAXIMUM_ROW), 1), ((64, MAXIMUM_ROW + 1), 3), ((2, MAXIMUM_ROW), 3), ((4, 1), 3)])
+def test_only_rows_that_fit_a_cache_are_walked_in_stages(shape, count):
+    x = Array(Aval(dtypes.float32, shape), np.broadcast_to(np.float32(1), shape))
+    assert len(kernels(softmax, x)) == count
 
 
 def test_a_key_made_in_a_loop_is_complete_before_it_is_used():
@@ -79,20 +117,50 @@ def test_nodes_hold_each_equation_once_in_order(seed):
     held = [equation for node in nodes for equation in node.equations]
     assert set(held) == {equation for equation in graph.equations if equation.op.name not in VIEWS}
     assert len(held) == len(set(held))
-    sources = {e.outputs[0]: e.inputs[0] for e in graph.equations if e.op.name in VIEWS and e.inputs}
-    iotas = {e.outputs[0] for e in graph.equations if e.op.name in VIEWS and not e.inputs}
     made = {*graph.inputs, *graph.constants}
     for node in nodes:
-        inside = {value for equation in node.equations for value in equation.outputs}
+        inside = {value: equation for equation in node.equations for value in equation.outputs}
         for equation in node.equations:
             for value in equation.inputs:
-                direct = value
-                while value in sources:
-                    value = sources[value]
-                assert value in iotas or value in made or (value in inside and value is direct)
-        made |= inside
+                source = sources(graph)[value][0]
+                assert source is None or source in made or (node.is_loop and source in inside)
+                if source in inside:
+                    check_place(graph, node, inside[source], equation, value)
+        made |= inside.keys()
         reductions = {equation.params["axes"] for equation in node.equations if equation.op.name == "reduce"}
-        assert len(reductions) <= 1 or not node.is_loop
+        assert reductions <= {node.axes} or not node.is_loop
+
+
+def sources(graph):
+    """For every value the one behind views, None for an iota, and the position there of each of its elements."""
+    found = {value: (value, np.arange(value.aval.size).reshape(value.aval.shape)) for value in
+             (*graph.inputs, *graph.constants, *(v for e in graph.equations for v in e.outputs))}
+    for equation in graph.equations:
+        if equation.op.name in VIEWS and not equation.inputs:
+            found[equation.outputs[0]] = None, found[equation.outputs[0]][1]
+        elif equation.op.name in VIEWS:
+            source, places = found[equation.inputs[0]]
+            found[equation.outputs[0]] = source, equation.op.numpy(places, **equation.params)
+    return found
+
+
+def check_place(graph, node, maker, reader, value):
+    """What an equation reads of its node is of the same element or row, and complete."""
+    rows = np.zeros(node.shape, int) + np.arange(np.prod(node.shape, dtype=int) // max(row_length(node), 1)).reshape(
+        [1 if axis in (node.axes or ()) else extent for axis, extent in enumerate(node.shape)])
+    of_row = maker.op.name == "reduce" or node.is_per_row(maker)
+    places = sources(graph)[value][1].reshape(-1)
+    if of_row and not node.is_per_row(reader):
+        np.testing.assert_array_equal(places, rows.reshape(-1))
+        assert node.stages[maker] < node.stages[reader]
+    else:
+        assert of_row == node.is_per_row(reader)
+        np.testing.assert_array_equal(places, np.arange(places.size))
+        assert node.stages[maker] <= node.stages[reader]
+
+
+def row_length(node):
+    return int(np.prod([node.shape[axis] for axis in node.axes or ()], dtype=int))
 
 
 def test_a_gradient_of_a_dense_layer_has_few_kernels():

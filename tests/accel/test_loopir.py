@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.accel.loopir import Nest, Operand, dims, normal_loops, stride_class, units
-from core.accel.lower import reshaped_strides
 from core.accel.step import Buffer, View, contiguous, row_major
+from core.accel.views import reshaped_strides
 from core.engine import dtypes
 
 EXTENTS = st.lists(st.integers(1, 4), min_size=0, max_size=5)
@@ -66,8 +66,7 @@ def test_loops_are_normal(case):
     assert len(dims(nest)) == len(loops) * (1 + len(operands))
     extent, grain = units(nest)
     assert extent >= 1 and grain >= 1
-    if nest.accumulates_in_memory:
-        assert not loops[-1].reduced
+    assert nest.reduces_columns == (nest.is_reduction and not loops[-1].reduced)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
@@ -85,6 +84,21 @@ def test_stride_classes(strides, expected):
     padded = Operand("y", View(other.view.buffer, dtypes.float32, (3, 4), (8, 1)), "write")
     nest = Nest(normal_loops((3, 4), (), [operand, padded]), (operand, padded), (), frozenset())
     assert len(nest.loops) == 2 and stride_class(operand, 0, nest) == expected
+
+
+def test_rows_have_a_class_of_their_own():
+    row = Operand("x", View(Buffer(64), dtypes.float32, (3, 4), (1, 0)), "read")
+    other = Operand("y", View(Buffer(64), dtypes.float32, (3, 4), (8, 1)), "read")
+    nest = Nest(normal_loops((3, 4), (1,), [row, other]), (row, other), (), frozenset())
+    assert [stride_class(operand, place, nest) for place, operand in enumerate(nest.operands)] == ["row", "unit"]
+
+
+@pytest.mark.parametrize(("shape", "axes", "expected"), [
+    ((3, 4, 5), (1, 2), 0), ((3, 4, 5, 6), (1, 3), 6), ((3, 4, 5, 6), (1, 2), 0), ((3, 4, 5, 60), (1, 3), 0),
+    ((3, 6), (1,), 0)])
+def test_only_short_runs_far_apart_are_unrolled(shape, axes, expected):
+    operand = Operand("x", contiguous(dtypes.float32, shape), "read")
+    assert Nest(normal_loops(shape, axes, [operand]), (operand,), (), frozenset()).unrolled == expected
 
 
 @st.composite

@@ -14,6 +14,7 @@ from math import ceil, prod
 from typing import Any
 
 from core.accel.chips import Block, block_for, host, thin_block_for
+from core.accel.kernels import narrow
 from core.accel.step import Step, View, contiguous
 from core.engine import dtypes
 
@@ -35,15 +36,15 @@ def matmul(a: View, b: View, out: View) -> list[Step]:
 
     Parameters
     ----------
-    a : f32, f64, bf16 or i8 [batch..., M, K], any strides; a batch stride of 0 broadcasts
-    b : same dtype [batch..., K, N], any strides
-    out : f32 (for f32 and bf16), f64 or i32 (for i8) [batch..., M, N], N with stride 1
+    a : f32, f64, bf16, i8 or u8 [batch..., M, K], any strides; a batch stride of 0 broadcasts
+    b : same dtype (i8 for u8) [batch..., K, N], any strides
+    out : f32, f64, bf16 (or f32 for bf16) or i32 (for 8 bits) [batch..., M, N], N with stride 1
     """
     _check(out)
     if out.size == 0:
         return []
-    if a.dtype is dtypes.int8:
-        return [_integer_step(a, b, out)]
+    if a.dtype in narrow.DTYPES:
+        return narrow.matmul(a, b, out)
     depth, columns = b.shape[-2:]
     rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
     plain = a.dtype is out.dtype and depth > 0
@@ -216,11 +217,6 @@ def _dot_step(a: View, b: View, out: View) -> Step:
     strides = (a.strides[-2], b.strides[-1], out.strides[-2])
     text = _text("dot_kernel", block_for(host(), out.dtype.short))
     return _direct_step(text, a, b, out, strides, out.size, DOT_GRAIN, "matmul dot")
-
-
-def _integer_step(a: View, b: View, out: View) -> Step:
-    strides = (*a.strides[-2:], *b.strides[-2:], out.strides[-2])
-    return _direct_step(_text("integer_kernel"), a, b, out, strides, out.size // out.shape[-1], 1, "matmul integer")
 
 
 def _transposed(view: View) -> View:
@@ -416,32 +412,5 @@ def dot_kernel(block: Block) -> Any:
             b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + column * b_column)
             out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + row * out_row)
             out[column] = dot(a, b, depth)
-
-    return kernel
-
-
-def integer_kernel() -> Any:
-    """Kernel for i8 operands with i32 sums; units are rows of out; p = a, b, out.
-
-    d = M, N, K, strides of M and K in a, of K and N in b and of M in out, batch rank, then (extent, a, b, out).
-    """
-    from core.accel import pointer, simd
-
-    i8, i32, at, strided = pointer.i8, pointer.i32, simd.at, simd.strided
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        rows, columns, depth, a_row, a_depth = d[0], d[1], d[2], d[3], d[4]
-        b_depth, b_column, out_row, rank, batch_dims = d[5], d[6], d[7], d[8], at(d, 9)
-        for unit in range(begin, end):
-            product, row = unit // rows, unit % rows
-            a = at(i8(p, 0), strided(batch_dims, rank, 4, 1, product) + row * a_row)
-            b = at(i8(p, 1), strided(batch_dims, rank, 4, 2, product))
-            out = at(i32(p, 2), strided(batch_dims, rank, 4, 3, product) + row * out_row)
-            for column in range(columns):
-                out[column] = 0
-            for k in range(depth):
-                factor = a[k * a_depth]
-                for column in range(columns):
-                    out[column] += factor * b[k * b_depth + column * b_column]
 
     return kernel

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit
 
 from core.accel.kernels.vectormath import bits_of_f32, f32_of_bits
 from core.accel.objects import FASTMATH
+from core.accel.pointer import intrinsic
 
 OPTIONS: dict[str, Any] = {"fastmath": set(FASTMATH), "error_model": "numpy"}
 
@@ -45,14 +47,32 @@ def add_any_order(total: Any, value: Any) -> Any:
 
 @njit(**OPTIONS)
 def larger(a: Any, b: Any) -> Any:
-    """The larger of two; NaN if either is."""
-    return a if (a > b) | (a != a) else b
+    """The larger of two integers."""
+    return a if a > b else b
 
 
 @njit(**OPTIONS)
 def smaller(a: Any, b: Any) -> Any:
-    """The smaller of two; NaN if either is."""
-    return a if (a < b) | (a != a) else b
+    """The smaller of two integers."""
+    return a if a < b else b
+
+
+def _extreme(name: str) -> Any:
+    """IEEE 754-2019's maximum or minimum of two floats: NaN if either is. LLVM turns a reduction by it into vectors."""
+    @intrinsic
+    def extreme(typing_context: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = arguments[0].type
+            function = builder.module.declare_intrinsic(f"llvm.{name}", [kind], ir.FunctionType(kind, [kind, kind]))
+            return builder.call(function, arguments, fastmath=("nsz",))
+
+        return a(a, b), codegen
+
+    return extreme
+
+
+larger_or_nan = _extreme("maximum")
+smaller_or_nan = _extreme("minimum")
 
 
 def _below(kind: Any, limit: int) -> Any:

@@ -1,36 +1,77 @@
 """Fuse: group equations into nodes, each of which becomes one kernel.
 
-Invariant: a loop node runs over one iteration shape; its reductions, if any, share their axes; and no value leaves a
-node and comes back to it through another one.
+Invariant: a loop node runs over one iteration shape, and its reductions, if any, share their axes. Each of its
+equations happens once an element or, behind a reduction, once a row (a row is what is reduced to one element). What an
+equation reads of its own node lies at the same element or in the same row; what it reads of a row comes from an earlier
+stage, that is, from an earlier pass over the row. No value leaves a node and comes back to it through another one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from core.accel.step import View, contiguous, row_major
+from core.accel.views import VIEWS, iota, is_whole, kept_shape, look, reshaped, spread
 from core.engine.graph import Equation, Graph, Value
 
 LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "random"}
-VIEWS = {"broadcast", "reshape", "transpose", "slice", "iota"}
 MAXIMUM_EQUATIONS = 48
 """A loop with more equations than this spills its registers."""
+MAXIMUM_ROW = 1 << 16
+"""Elements of a row that a core's own cache holds from one pass to the next."""
+_SHORT_ROW = 1 << 13
+_MANY_ROWS = 16
+"""Fewer rows than this keep few threads busy, so they must be short to be walked in stages."""
+
+Shape = tuple[int, ...]
 
 
 @dataclass(eq=False)
 class Node:
-    """Equations that one kernel does; `shape` is the iteration shape of a loop node, None for any other node."""
+    """Equations that one kernel does.
+
+    Attributes
+    ----------
+    shape : the iteration shape of a loop node, None for any other node
+    axes : that its reductions reduce, None if it has none
+    stages : the pass over a row, from 0, in which each equation of a loop node happens; what happens once a row does so
+        at the end of a pass, or before the first one if it needs no reduction: -1
+    """
 
     index: int
     equations: list[Equation]
-    shape: tuple[int, ...] | None = None
-    axes: tuple[int, ...] | None = None
+    shape: Shape | None = None
+    axes: Shape | None = None
+    stages: dict[Equation, int] = field(default_factory=dict)
     needs: int = 0
     merged: Node | None = field(default=None, repr=False)
 
     @property
     def is_loop(self) -> bool:
         return self.shape is not None
+
+    def is_per_row(self, equation: Equation) -> bool:
+        """Whether an elementwise equation happens once a row, behind a reduction."""
+        return happens_per_row(equation, self.shape or (), self.axes or ())
+
+
+def happens_per_row(equation: Equation, shape: Shape, axes: Shape) -> bool:
+    """Whether an elementwise equation in a node of this form happens once a row: rows have more than one element."""
+    return (is_rowwise(shape, axes) and equation.op.name != "reduce"
+            and equation.outputs[0].aval.size != math.prod(shape))
+
+
+def is_rowwise(shape: Shape, axes: Shape) -> bool:
+    """Whether reductions over these axes include the innermost one, so that a row is walked in order."""
+    long = [axis for axis, extent in enumerate(shape) if extent != 1]
+    return bool(long) and long[-1] in axes and 0 not in shape
+
+
+def _may_have_stages(shape: Shape, axes: Shape) -> bool:
+    rows = math.prod(kept_shape(shape, axes))
+    return math.prod(shape) // rows <= (MAXIMUM_ROW if rows >= _MANY_ROWS else _SHORT_ROW)
 
 
 class _Fuser:
@@ -40,49 +81,72 @@ class _Fuser:
         self.made_by: dict[Value, Node] = {}
         self.view_of: dict[Value, Equation] = {}
         self.position = {equation: number for number, equation in enumerate(graph.equations)}
+        self._seen: dict[Value, tuple[Value, View, bool]] = {}
 
-    def producers(self, equation: Equation) -> Iterator[tuple[Node, bool]]:
-        """Nodes that an equation reads, and whether it reads them element by element rather than through a view."""
+    # --- what equations read -----------------------------------------------------------------------------------------
+
+    def seen(self, value: Value) -> tuple[Value, View, bool]:
+        """The value behind view equations, how `value` looks at it, and whether that takes a copy."""
+        found = self._seen.get(value)
+        if found is None:
+            equation = self.view_of.get(value)
+            if equation is None:
+                found = value, contiguous(value.aval.dtype, value.aval.shape), False
+            elif not equation.inputs:
+                found = value, iota(equation), False
+            else:
+                source, view, copied = self.seen(equation.inputs[0])
+                looked = look(view, equation)
+                found = source, looked or contiguous(value.aval.dtype, value.aval.shape), copied or looked is None
+            self._seen[value] = found
+        return found
+
+    def producers(self, equation: Equation) -> Iterator[Node]:
+        """Nodes that an equation reads, straight or through views."""
         for value in equation.inputs:
-            # Every element of random_bits reads the whole key.
-            direct = equation.op.name != "random_bits"
-            while value in self.view_of:
-                direct = False
-                source = self.view_of[value].inputs
-                if not source:
-                    break
-                value = source[0]
-            node = self.made_by.get(value)
+            node = self.made_by.get(self.seen(value)[0])
             if node is not None:
-                yield node, direct
+                yield node
+
+    # --- growing nodes -----------------------------------------------------------------------------------------------
 
     def add(self, equation: Equation) -> None:
         if equation.op.name in VIEWS:
             self.view_of[equation.outputs[0]] = equation
             return
         node = Node(len(self.nodes), [equation])
-        direct: list[Node] = []
-        for producer, is_direct in self.producers(equation):
+        producers = set(self.producers(equation))
+        for producer in producers:
             node.needs |= producer.needs | 1 << producer.index
-            if is_direct:
-                direct.append(producer)
         if equation.op.family in LOOP_FAMILIES:
             node.shape = equation.outputs[0].aval.shape
         elif equation.op.name == "reduce":
             node.shape, node.axes = equation.inputs[0].aval.shape, equation.params["axes"]
+        node.stages = {equation: 0}
         self.nodes.append(node)
         for value in equation.outputs:
             self.made_by[value] = node
         if node.is_loop:
-            for producer in sorted(set(direct), key=lambda producer: -producer.index):
-                self.merge(producer, self.made_by[equation.outputs[0]])
+            for producer in sorted(producers, key=lambda producer: -producer.index):
+                self.merge(producer, node)
 
-    def merge(self, first: Node, second: Node) -> None:
-        """Make one node of two, the second reading the first, if the invariant allows it."""
-        if first is second or not self._may_merge(first, second):
-            return
-        second.equations = sorted(first.equations + second.equations, key=self.position.__getitem__)
-        second.axes = second.axes or first.axes
+    def merge(self, first: Node, second: Node) -> bool:
+        """Make one node of two if the invariant allows it; the second is the one that stays."""
+        if first is second or not first.is_loop or len(first.equations) + len(second.equations) > MAXIMUM_EQUATIONS:
+            return False
+        if self._reaches(second, first) or self._reaches(first, second):
+            return False
+        equations = sorted(first.equations + second.equations, key=self.position.__getitem__)
+        for shape, axes in _forms(first, second):
+            stages = self._stages(equations, shape, axes)
+            if stages is not None:
+                second.equations, second.shape, second.axes, second.stages = equations, shape, axes, stages
+                self._replace(first, second)
+                return True
+        return False
+
+    def _replace(self, first: Node, second: Node) -> None:
+        """Let every node need the second where it needed the first."""
         for equation in first.equations:
             for value in equation.outputs:
                 self.made_by[value] = second
@@ -93,26 +157,87 @@ class _Fuser:
             if node.merged is None and node is not second and node.needs & (gone | whole):
                 node.needs = (node.needs & ~gone) | whole | second.needs
 
-    def _may_merge(self, first: Node, second: Node) -> bool:
-        if first.shape != second.shape or len(first.equations) + len(second.equations) > MAXIMUM_EQUATIONS:
-            return False
-        if first.axes and second.axes and first.axes != second.axes:
-            return False
-        # Nothing that the second node reads from elsewhere may itself need the first, and the other way round.
-        return not (self._needs_through_others(second, first) or self._needs_through_others(first, second))
+    def _reaches(self, reader: Node, target: Node) -> bool:
+        """Whether a node needs another one through a third."""
+        return any(node.needs >> target.index & 1 for equation in reader.equations
+                   for node in self.producers(equation) if node is not target and node is not reader)
 
-    def _needs_through_others(self, reader: Node, target: Node) -> bool:
-        reduced = {equation.outputs[0] for equation in target.equations if equation.op.name == "reduce"}
-        for equation in reader.equations:
-            # A reduced value, or a view of any value, is complete only when the whole loop is.
-            if not reduced.isdisjoint(equation.inputs):
-                return True
-            for node, is_direct in self.producers(equation):
-                if node is target and not is_direct:
-                    return True
-                if node is not target and node is not reader and node.needs >> target.index & 1:
-                    return True
-        return False
+    def merge_siblings(self) -> None:
+        """Make one node of those that reduce a common operand over the same axes."""
+        readers: dict[tuple[Value, Shape | None, Shape], list[Node]] = {}
+        for node in self.nodes:
+            if node.merged is None and node.axes:
+                for equation in node.equations:
+                    for value in equation.inputs:
+                        if value.aval.shape == node.shape:
+                            readers.setdefault((value, node.shape, node.axes), []).append(node)
+        for nodes in readers.values():
+            for first, second in zip(nodes, nodes[1:], strict=False):
+                while first.merged is not None:
+                    first = first.merged
+                if second.merged is None:
+                    self.merge(first, second)
+
+    # --- the form of a node ------------------------------------------------------------------------------------------
+
+    def _stages(self, equations: list[Equation], shape: Shape, axes: Shape | None) -> dict[Equation, int] | None:
+        """The stage of each equation of a node of this form, or None if the invariant does not hold."""
+        reduced = axes or ()
+        makers = {value: equation for equation in equations for value in equation.outputs}
+        stages: dict[Equation, int] = {}
+        for equation in equations:
+            stage = self._stage(equation, makers, stages, shape, reduced)
+            if stage is None or (stage > 0 and not _may_have_stages(shape, reduced)):
+                return None
+            stages[equation] = stage
+        return stages
+
+    def _stage(self, equation: Equation, makers: dict[Value, Equation], stages: dict[Equation, int], shape: Shape,
+               axes: Shape) -> int | None:
+        per_row = happens_per_row(equation, shape, axes)
+        domain = kept_shape(shape, axes) if per_row else shape
+        if equation.op.name == "reduce":
+            if equation.inputs[0].aval.shape != shape or equation.params["axes"] != axes:
+                return None
+        elif equation.outputs[0].aval.size != math.prod(domain):
+            return None
+        stage = -1 if per_row else 0
+        for value in equation.inputs:
+            source, view, copied = self.seen(value)
+            maker = makers.get(source)
+            if equation.op.name == "random_bits":
+                if maker is not None:  # every element reads the whole key
+                    return None
+                continue
+            if maker is None:
+                if reshaped(view, domain) is None:
+                    return None
+                continue
+            looked = None if copied else reshaped(view, domain)
+            of_row = maker.op.name == "reduce" or happens_per_row(maker, shape, axes)
+            if looked is None or (per_row and not of_row) or (of_row and not is_rowwise(shape, axes)):
+                return None
+            if not is_whole(looked, _strides_in_node(looked, shape, axes, of_row, per_row)):
+                return None
+            stage = max(stage, stages[maker] + (of_row and not per_row))
+        return stage
+
+
+def _strides_in_node(view: View, shape: Shape, axes: Shape, of_row: bool, per_row: bool) -> Shape:
+    """Strides by which an element finds itself, a row finds itself, or an element finds its row."""
+    if of_row and not per_row:
+        rows = contiguous(view.dtype, kept_shape(shape, axes))
+        return spread(rows, shape, axes).strides
+    return row_major(view.shape)
+
+
+def _forms(first: Node, second: Node) -> list[tuple[Shape, Shape | None]]:
+    """Iteration shapes and reduced axes that two nodes might have together."""
+    forms = [(node.shape, node.axes) for node in (second, first) if node.shape is not None]
+    reducing = [form for form in forms if form[1] is not None]
+    if len(reducing) == 2:
+        return reducing[:1] if reducing[0] == reducing[1] else []
+    return reducing or list(dict.fromkeys(forms))
 
 
 def fuse(graph: Graph) -> list[Node]:
@@ -120,6 +245,7 @@ def fuse(graph: Graph) -> list[Node]:
     fuser = _Fuser(graph)
     for equation in graph.equations:
         fuser.add(equation)
+    fuser.merge_siblings()
     alive = [node for node in fuser.nodes if node.merged is None]
     ordered: list[Node] = []
     done = 0

@@ -1,12 +1,14 @@
 """Simplify: a graph to an equivalent one with less in it.
 
-Invariant: results keep their bits, except that bfloat16 arithmetic outside loops is spelled out in float32.
+Invariant: results keep their bits, except that bfloat16 arithmetic outside loops and products is spelled out in
+float32.
 
 Calls are inlined, scans unrolled, equal equations shared, equations nobody needs dropped, trivial ones removed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,10 @@ from core.engine.ops.table import TABLE, Op, infer
 from core.engine.trace import Staging, apply, at, call_graph, interpret
 
 _LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "shape", "dynamic", "structural", "random"}
+_NARROW = {"dot", "conv"}
+"""Ops outside loops whose kernels take bfloat16."""
 _TWO_STAGE_SIZE = 1 << 15
+_SHORT_RUN, _MANY_RUNS = 64, 256
 
 
 class _Simplifier(Staging):
@@ -38,7 +43,8 @@ class _Simplifier(Staging):
             return unroll(inputs, params)
         if op.name == "all_reduce" and params["group"] is None:
             return (inputs[0],)
-        if op.family not in _LOOP_FAMILIES and any(array.dtype is dtypes.bfloat16 for array in inputs):
+        if (op.family not in _LOOP_FAMILIES and op.name not in _NARROW
+                and any(array.dtype is dtypes.bfloat16 for array in inputs)):
             return _in_float32(op, inputs, params)
         trivial = self._trivial(op, inputs, params)
         if trivial is not None:
@@ -47,7 +53,10 @@ class _Simplifier(Staging):
             rows = {"count": inputs[0].shape[0], "kind": "sum"}
             return (apply(TABLE["segment_reduce"], [inputs[2], inputs[1]], rows),)
         if op.name == "reduce" and _is_long(inputs[0], params["axes"]):
-            return (_two_stages(inputs[0], params["kind"]),)
+            return (_two_stages(inputs[0], tuple(range(1, inputs[0].ndim)), (0,), params["kind"]),)
+        if op.name == "reduce" and (columns := _scattered(inputs[0].shape, params["axes"])):
+            rest = tuple(axis - len(columns) for axis in params["axes"] if axis not in columns)
+            return (_two_stages(inputs[0], columns, rest, params["kind"]),)
         key = (op, tuple(self.value(array) for array in inputs), _hashable(params))
         known = self._known.get(key) if key[2] is not None else None
         if known is None:
@@ -111,13 +120,25 @@ def _in_float32(op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> t
 
 
 def _is_long(x: Array, axes: tuple[int, ...]) -> bool:
+    """Whether threads should share the reduction to one number."""
     return x.ndim >= 2 and len(axes) == x.ndim and x.shape[0] >= 4 and x.size >= _TWO_STAGE_SIZE
 
 
-def _two_stages(x: Array, kind: str) -> Array:
-    """Reduce all axes but the first, then the first, so that the first stage can be shared among threads."""
-    partial = apply(TABLE["reduce"], [x], {"axes": tuple(range(1, x.ndim)), "kind": kind})
-    return apply(TABLE["reduce"], [partial], {"axes": (0,), "kind": kind})
+def _scattered(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The reduced axes in front of the last kept one, if a row is many short runs far apart; else nothing.
+
+    Such a row does not stay in a cache, and whole columns are reduced in the order of memory.
+    """
+    last = max((axis for axis, extent in enumerate(shape) if axis not in axes and extent != 1), default=-1)
+    columns = tuple(axis for axis in axes if axis < last)
+    run = math.prod(shape[axis] for axis in axes if axis > last)
+    return columns if 1 < run <= _SHORT_RUN and math.prod(shape[axis] for axis in columns) >= _MANY_RUNS else ()
+
+
+def _two_stages(x: Array, first: tuple[int, ...], second: tuple[int, ...], kind: str) -> Array:
+    """Reduce some axes, then the rest, counted in what is left."""
+    partial = apply(TABLE["reduce"], [x], {"axes": first, "kind": kind})
+    return apply(TABLE["reduce"], [partial], {"axes": second, "kind": kind})
 
 
 def simplify(graph: Graph) -> Graph:

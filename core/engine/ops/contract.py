@@ -26,6 +26,26 @@ def _normal(*shape: int) -> Any:
     return np.random.default_rng(math.prod(shape)).normal(size=shape)
 
 
+def _operands(a: Any, b: Any) -> tuple[Array, ...]:
+    """Operands of one dtype, or u8 with i8, as they are."""
+    given = as_array(a), as_array(b)
+    return given if _is_pair(given[0].aval, given[1].aval) else promote(a, b)
+
+
+def _is_pair(a: Aval, b: Aval) -> bool:
+    return a.dtype is b.dtype or (a.dtype is dtypes.uint8 and b.dtype is dtypes.int8)
+
+
+def _sum_dtype(a: Aval, b: Aval) -> dtypes.DType:
+    """i8 x i8 and u8 x i8 are summed in i32, all others in their own dtype."""
+    return dtypes.int32 if b.dtype is dtypes.int8 else a.dtype
+
+
+def _widened(a: Any, b: Any) -> tuple[Any, Any]:
+    """numpy arrays as they are multiplied."""
+    return (a.astype(np.int32), b.astype(np.int32)) if b.dtype == np.int8 else (a, b)
+
+
 # --- dot -------------------------------------------------------------------------------------------------------------
 
 def _free(ndim: int, *used: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,7 +54,8 @@ def _free(ndim: int, *used: tuple[int, ...]) -> tuple[int, ...]:
 
 def _dot_shape(a: Aval, b: Aval, *, contract: Axes, batch: Axes) -> Aval:
     shown = {"a": a, "b": b, "contract": contract, "batch": batch}
-    require(a.dtype is b.dtype and a.dtype is not dtypes.bool_, "dot", "operands have one dtype, not bool", **shown)
+    require(_is_pair(a, b) and a.dtype is not dtypes.bool_, "dot",
+            "operands have one dtype, not bool, or are u8 and i8", **shown)
     for left, right in (contract, batch):
         require(len(left) == len(right) and all(0 <= i < a.ndim for i in left) and all(0 <= j < b.ndim for j in right),
                 "dot", "contracted and batch axes come in pairs", **shown)
@@ -45,7 +66,7 @@ def _dot_shape(a: Aval, b: Aval, *, contract: Axes, batch: Axes) -> Aval:
             "dot", "an axis is used once", **shown)
     shape = ([a.shape[i] for i in batch[0]] + [a.shape[i] for i in _free(a.ndim, contract[0], batch[0])]
              + [b.shape[j] for j in _free(b.ndim, contract[1], batch[1])])
-    return Aval(dtypes.int32 if a.dtype is dtypes.int8 else a.dtype, tuple(shape))
+    return Aval(_sum_dtype(a, b), tuple(shape))
 
 
 def _dot_numpy(a: Any, b: Any, *, contract: Axes, batch: Axes) -> Any:
@@ -55,9 +76,7 @@ def _dot_numpy(a: Any, b: Any, *, contract: Axes, batch: Axes) -> Any:
     rows, columns = (math.prod(x.shape[i] for i in free) for x, free in ((a, free_a), (b, free_b)))
     left = a.transpose(*batch[0], *free_a, *contract[0]).reshape(*lead, rows, depth)
     right = b.transpose(*batch[1], *contract[1], *free_b).reshape(*lead, depth, columns)
-    if a.dtype == np.int8:
-        left, right = left.astype(np.int32), right.astype(np.int32)
-    out = np.matmul(left, right)
+    out = np.matmul(*_widened(left, right))
     return out.reshape((*lead, *(a.shape[i] for i in free_a), *(b.shape[j] for j in free_b)))
 
 
@@ -98,13 +117,13 @@ dot: Op = register(Op(
              Sample((_normal(3, 2, 4, 6), _normal(6, 2, 4)), {"contract": ((2, 3), (2, 0)), "batch": ((1,), (1,))}),
              Sample((_normal(4), _normal(4)), {"contract": ((0,), (0,)), "batch": ((), ())}),
              Sample((_normal(17, 33), _normal(33, 1)), {"contract": ((1,), (0,)), "batch": ((), ())})],
-    promote,
-    doc="Sum of products over paired axes; output axes are batch, free axes of a, free axes of b. int8 gives i32."))
+    _operands,
+    doc="Sum of products over paired axes; output axes are batch, free axes of a, free axes of b. 8 bits give i32."))
 
 
 def matmul(a: Any, b: Any) -> Array:
     """Matrix product as numpy's ``@``: the last axis of a with the second last of b, leading axes broadcast."""
-    a, b = promote(a, b)
+    a, b = _operands(a, b)
     if a.ndim >= 1 and b.ndim <= 2:
         contract = ((a.ndim - 1,), (max(b.ndim - 2, 0),))
         return dot(a, b, contract=contract, batch=((), ()))
@@ -126,8 +145,8 @@ def _conv_shape(x: Aval, w: Aval, *, stride: tuple[int, ...], padding: Padding, 
                 input_dilation: tuple[int, ...], groups: int) -> Aval:
     rank = x.ndim - 2
     shown = {"input": x, "kernel": w}
-    require(rank >= 1 and w.ndim == x.ndim and x.dtype is w.dtype, "conv",
-            "input is [batch, space ..., channel], kernel [space ..., in, out], of one dtype", **shown)
+    require(rank >= 1 and w.ndim == x.ndim and _is_pair(x, w), "conv",
+            "input is [batch, space ..., channel], kernel [space ..., in, out], of one dtype or u8 and i8", **shown)
     require(len(stride) == len(padding) == len(dilation) == len(input_dilation) == rank
             and min(*stride, *dilation, *input_dilation) > 0, "conv",
             f"stride, padding, dilation and input_dilation have {rank} entries > 0 (padding: pairs)", stride=stride,
@@ -141,7 +160,7 @@ def _conv_shape(x: Aval, w: Aval, *, stride: tuple[int, ...], padding: Padding, 
                   zip(x.shape[1:-1], input_dilation, w.shape[:-2], stride, padding, dilation, strict=True))
     require(all(extent > 0 for extent in space), "conv", "the padded input holds at least one window",
             padding=padding, **shown)
-    return Aval(x.dtype, (x.shape[0], *space, w.shape[-1]))
+    return Aval(_sum_dtype(x, w), (x.shape[0], *space, w.shape[-1]))
 
 
 def _spread_and_pad(x: Any, input_dilation: tuple[int, ...], padding: Padding) -> Any:
@@ -167,6 +186,7 @@ def _conv_numpy(x: Any, w: Any, *, stride: tuple[int, ...], padding: Padding, di
                 input_dilation: tuple[int, ...], groups: int) -> Any:
     aval = _conv_shape(Aval(dtypes.float64, x.shape), Aval(dtypes.float64, w.shape), stride=stride, padding=padding,
                        dilation=dilation, input_dilation=input_dilation, groups=groups)
+    x, w = _widened(x, w)
     padded = _spread_and_pad(x, input_dilation, padding)
     out = np.zeros(aval.shape, x.dtype)
     width_in, width_out = w.shape[-2], w.shape[-1] // groups
@@ -235,8 +255,9 @@ def conv_samples() -> list[Sample]:
 
 
 conv: Op = register(Op(
-    "conv", "contract", _conv_shape, _conv_numpy, _conv_grad, _conv_flops, conv_samples, promote,
-    doc="Convolution over 1, 2 or 3 axes of space; input_dilation puts zeros between pixels (transposed)."))
+    "conv", "contract", _conv_shape, _conv_numpy, _conv_grad, _conv_flops, conv_samples, _operands,
+    doc="Convolution over 1, 2 or 3 axes of space; input_dilation puts zeros between pixels (transposed). 8 bits give "
+        "i32."))
 
 
 def _conv_dw_shape(x: Aval, ct: Aval, *, kernel: tuple[int, ...], groups: int, **params: Any) -> Aval:

@@ -1,0 +1,342 @@
+"""Products of bfloat16 and of 8-bit integers: packing of B, and one kernel that sums over chunks of the reduction.
+
+Invariant: the order of a sum depends on the shapes and the chip alone, so that the bits do not depend on the number of
+threads; sums of integers are exact (modulo 2^32) on every chip. Convolutions reuse `Product`, with their kernel's taps.
+
+The reduction of all taps is one line: tap t's element k has place ``t * padded + k``. It is cut into chunks of at most
+64 bytes. Where a chunk of A is one run of elements in memory, A is read where it lies; otherwise rows are copied into
+that line on the thread's stack first. Planning needs no compiler: numba is imported by the kernel factories only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
+
+from core.accel.chips import TILES, NarrowBlock, host, narrow_block_for
+from core.accel.kernels import panels
+from core.accel.kernels.panels import Line, line_of
+from core.accel.step import Step, View, contiguous, row_major
+from core.engine import dtypes
+
+DTYPES = (dtypes.bfloat16, dtypes.int8, dtypes.uint8)
+"""Element types of A."""
+PASS_CHUNKS = 48
+"""Chunks of the reduction that one pass over the rows may take; rows of so many chunks fit on the thread's stack."""
+FEW_UNITS = 8
+"""With fewer units than this the work is cut finer, so that every thread has some."""
+ROUNDED = 1024
+"""Elements that a unit of rounding takes."""
+TILE_ROWS = 16
+
+Dim = tuple[int, ...]
+"""An extent and one stride for each operand."""
+
+
+def matmul(a: View, b: View, out: View) -> list[Step]:
+    """Steps of ``out = a @ b``.
+
+    Parameters
+    ----------
+    a : bf16, i8 or u8 [batch..., M, K], any strides; a batch stride of 0 broadcasts
+    b : bf16 for bf16, else i8 [batch..., K, N], any strides
+    out : f32 or bf16 for bf16, else i32 [batch..., M, N], N with stride 1
+    """
+    if out.size == 0:
+        return []
+    packed, steps = panels.pack(b, a.dtype)
+    return [*steps, *matmul_packed(a, packed, out)]
+
+
+def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
+    """Steps of ``out = a @ b`` for the b that `panels.pack` has packed; arguments as in `matmul`."""
+    if out.shape[-1] > 1 and out.strides[-1] != 1:
+        raise ValueError(f"a product writes rows, so the last stride of out must be 1; it is {out.strides[-1]}")
+    if out.size == 0:
+        return []
+    batch: tuple[Dim, ...] = tuple(zip(out.shape[:-2], a.strides, packed.strides, out.strides, strict=False))
+    rows: tuple[Dim, ...] = ((a.shape[-2], a.strides[-2]),)
+    while batch and batch[-1][2] == 0 and batch[-1][3] == out.strides[-2] * prod(row[0] for row in rows):
+        rows = (batch[-1][:2], *rows)
+        batch = batch[:-1]
+    product = Product(a, packed, out, rows, out.strides[-2], out.shape[-1], (a.shape[-1], a.strides[-1]), batch)
+    return [product.step("matmul")]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A sum over taps and depth of products of A's rows with packed panels of B.
+
+    ``out[g, r, n] = sum over t, k of a[batch(g) + row(r) + taps[t] + k * depth stride] * b[g, n's panel, t, k, n]``
+
+    Attributes
+    ----------
+    rows : (extent, stride in a) of the dims that together count the rows, outermost first
+    row_stride : elements of out between two rows
+    depth : (extent, stride in a) of the innermost sum
+    batch : (extent, stride in a, stride in packed, stride in out) of the dims that count independent products
+    taps : offsets in a of the outer sum
+    """
+
+    a: View
+    packed: View
+    out: View
+    rows: tuple[Dim, ...]
+    row_stride: int
+    columns: int
+    depth: tuple[int, int]
+    batch: tuple[Dim, ...] = ()
+    taps: tuple[int, ...] = (0,)
+
+    def step(self, name: str) -> Step:
+        """The step that computes it; its units are (product, group of panels, band of row blocks)."""
+        if not self.taps:
+            return replace(self, taps=(0,), depth=(0, 1)).step(name)
+        block = narrow_block_for(host(), self.a.dtype.short)
+        depth, depth_stride = self.depth
+        line, panel_count = line_of(block, len(self.taps), depth), ceil(self.columns / block.columns)
+        copies = depth_stride != 1 or depth % line.chunk != 0 or line.padded != depth
+        walk = Walk(_merged(self.rows), self.batch)
+        if block.unit == TILES and not copies:
+            walk = walk.with_holes(self.row_stride, block.rows, panel_count)
+        products, row_blocks = prod(dim[0] for dim in walk.batch), ceil(walk.count / block.rows)
+        pass_chunks = self._pass_chunks(block, line, walk.rows[-1][1])
+        group_panels, band = _cut(block, line, panel_count, row_blocks, products)
+        groups, bands = ceil(panel_count / group_panels), ceil(row_blocks / band)
+        # Rows far apart fall into few sets of the first cache; a copy of them repays itself over some panels.
+        copies = copies or (len(self.taps) == 1 and group_panels >= 4 and line.chunks > 1)
+        places = () if copies else tuple(tap + start for tap in self.taps for start in range(0, depth, line.chunk))
+        sums: tuple[View, ...] = ()
+        if pass_chunks < line.chunks:
+            shape = (products, row_blocks, panel_count, block.rows, block.columns)
+            sums = (contiguous(dtypes.BY_NAME[block.total], shape, "sums"),)
+        dims = (walk.count, walk.period, walk.valid, self.columns, depth, depth_stride, line.padded, line.chunk,
+                line.chunks, pass_chunks, int(copies), len(self.taps), self.row_stride, groups, group_panels, bands,
+                band, len(walk.rows), len(walk.batch), *sum(walk.rows, ()), *sum(walk.batch, ()), *self.taps, *places)
+        operands = (self.a, self.packed, self.out, *sums)
+        return Step(_text("product_kernel", block, self.out.dtype.short), operands, tuple(range(2, len(operands))),
+                    dims, products * groups * bands, name=name,
+                    flops=2 * prod(row[0] for row in self.rows) * prod(dim[0] for dim in self.batch) * self.columns
+                    * depth * len(self.taps), nbytes=sum(view.buffer.nbytes for view in operands[:3]))
+
+    def _pass_chunks(self, block: NarrowBlock, line: Line, row_step: int) -> int:
+        """Chunks of a pass over the rows: what a block of rows reads of A stays in half of the first cache."""
+        depth = max(self.depth[0], 1)
+        tap_size = ((block.rows - 1) * min(abs(row_step), depth) + depth) * self.a.dtype.itemsize
+        limit = max(1, host().first_cache // 2 * line.padded // (tap_size * line.chunk))
+        passes = max(1, round(line.chunks / limit), ceil(line.chunks / PASS_CHUNKS))
+        return max(1, ceil(line.chunks / passes))
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The rows of a product, in the order in which blocks take them, and the dims that count products.
+
+    Of each `period` rows the first `valid` are rows of out; the others are computed and dropped.
+    """
+
+    rows: tuple[Dim, ...]
+    batch: tuple[Dim, ...]
+    period: int = 1
+    valid: int = 1
+
+    @property
+    def count(self) -> int:
+        return prod(extent for extent, _ in self.rows)
+
+    def with_holes(self, row_stride: int, height: int, panels: int) -> Walk:
+        """Lines of rows joined over the gap between them, if that is cheaper than to copy tiles across their ends."""
+        if len(self.rows) < 2:
+            return self
+        *outer, (lines, far), (valid, near) = self.rows
+        if near <= 0 or far % near or far < valid * near:
+            return self
+        period = far // near
+        flat = (lines - 1) * period + valid
+        copied = min(1.0, TILE_ROWS / valid) / min(panels, 8)
+        if prod(dim[0] for dim in outer) * ceil(flat / height) > ceil(self.count / height) * (1 + copied):
+            return self
+        extents = tuple(dim[0] for dim in outer)
+        steps = [row_stride * lines * valid * step for step in row_major(extents)]
+        batch = tuple((extent, stride, 0, step) for (extent, stride), step in zip(outer, steps, strict=True))
+        return Walk(((flat, near),), (*self.batch, *batch), period, valid)
+
+
+def _merged(rows: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The same walk with dims joined that lie end to end."""
+    merged = [rows[0]]
+    for extent, stride in rows[1:]:
+        outer, far = merged[-1]
+        if far == extent * stride or outer == 1:
+            merged[-1] = (outer * extent, stride)
+        elif extent > 1:
+            merged.append((extent, stride))
+    return tuple(merged)
+
+
+def _cut(block: NarrowBlock, line: Line, panels: int, row_blocks: int, products: int) -> tuple[int, int]:
+    """Panels of a group and row blocks of a band.
+
+    Groups of panels stay in the second cache for the whole reduction, if that leaves groups of some width, and a band
+    is one block, to keep its sums near. Otherwise panels come from afar in each pass, and a long band pays for them.
+    """
+    panel_size = line.length * block.columns * (4 // block.group)
+    fitting = 3 * host().second_cache // 4 // max(1, panel_size)
+    if fitting >= min(panels, 8):
+        groups, band = ceil(panels / fitting), 1
+    else:
+        groups, band = ceil(panels / 16), 16
+    while band > 1 and products * groups * ceil(row_blocks / band) < FEW_UNITS:
+        band //= 2
+    groups = min(panels, max(groups, FEW_UNITS // max(1, products * ceil(row_blocks / band))))
+    return ceil(panels / groups), min(band, row_blocks)
+
+
+def rounding(sums: View, out: View) -> Step:
+    """The step that rounds f32 `sums` to bf16 `out`; both are contiguous."""
+    text = "from core.accel.kernels.narrow import rounding_kernel\nkernel = rounding_kernel()\n"
+    return Step(text, (sums, out), (1,), (out.size,), ceil(out.size / ROUNDED), name="round",
+                nbytes=sums.buffer.nbytes + out.buffer.nbytes)
+
+
+def _text(factory: str, *arguments: object) -> str:
+    """Source of a kernel module that calls one factory of this file."""
+    values = ", ".join(map(repr, arguments))
+    return (f"from core.accel.chips import NarrowBlock\nfrom core.accel.kernels.narrow import {factory}\n"
+            f"kernel = {factory}({values})\n")
+
+
+def rounding_kernel() -> Any:
+    """Kernel of `rounding`; units are runs of elements; p = sums, out; d = elements."""
+    from core.accel import pointer
+    from core.accel.kernels.scalar import encode_bf16
+
+    f32, bf16 = pointer.f32, pointer.bf16
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        sums, out = f32(p, 0), bf16(p, 1)
+        for index in range(begin * ROUNDED, min(end * ROUNDED, d[0])):
+            out[index] = encode_bf16(sums[index])
+
+    return kernel
+
+
+def product_kernel(block: NarrowBlock, target: str) -> Any:
+    """Kernel of `Product`: units are (product, group of panels, band of row blocks); p = a, packed, out, sums.
+
+    A band takes one pass of the reduction before the next; between passes sums [product, row block, panel, row, column]
+    hold what it has. With a single pass there are none. d as in the step.
+    """
+    from numba import types
+
+    from core.accel import amx, chips, narrow, pointer, simd
+
+    tiles = block.unit == chips.TILES
+    read, right = getattr(pointer, block.element), getattr(pointer, "bf16" if block.element == "bf16" else "i8")
+    total, write = getattr(pointer, block.total), getattr(pointer, target)
+    at, strided, multiply = simd.at, simd.strided, (amx if tiles else narrow).multiply(block)
+    begin_tiles, end_tiles = (amx.configure, amx.release) if tiles else (narrow.no_configuration, narrow.no_release)
+    copy_rows = narrow.copy_rows(block)
+    height, width, size = block.rows, block.columns, 4 // block.group
+    part = TILE_ROWS if tiles else height
+    copy_width = (64 * (PASS_CHUNKS + 2)) // size
+    copy_on_stack = simd.stack(narrow.TYPES[block.element], height * copy_width)
+    table_on_stack = simd.stack(types.int64, height + PASS_CHUNKS)
+    neighbours_on_stack, out_rows_on_stack = (simd.stack(types.int64, height) for _ in range(2))
+    sums_on_stack = simd.stack(narrow.TYPES[block.total], height * width)
+    writes_sums, store_line = target == block.total, narrow.store_line(block, target == "bf16")
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        row_count, period, period_valid, columns, depth, depth_stride = d[0], d[1], d[2], d[3], d[4], d[5]
+        padded, chunk, chunks, pass_chunks, copies, taps, row_stride = d[6], d[7], d[8], d[9], d[10], d[11], d[12]
+        groups, group_panels, bands, band, row_rank, batch_rank = d[13], d[14], d[15], d[16], d[17], d[18]
+        row_dims = at(d, 19)
+        batch_dims = at(row_dims, 2 * row_rank)
+        tap_offsets = at(batch_dims, 4 * batch_rank)
+        chunk_offsets = at(tap_offsets, taps)
+        inner, inner_stride = row_dims[2 * row_rank - 2], row_dims[2 * row_rank - 1]
+        panels, row_blocks = (columns + width - 1) // width, (row_count + height - 1) // height
+        offsets, neighbours, out_rows = table_on_stack(), neighbours_on_stack(), out_rows_on_stack()
+        copy, block_sums = copy_on_stack(), sums_on_stack()
+        copied_table = at(offsets, height)
+        # An odd number of cache lines between rows of the copy spreads them over the cache.
+        copy_stride = ((pass_chunks * chunk * size + 127) // 128 * 128 + 64) // size
+        for index in range(pass_chunks):
+            copied_table[index] = index * chunk
+        for row in range(height):
+            neighbours[row] = row * copy_stride
+        begin_tiles(chunk * size)
+        for unit in range(begin, end):
+            product = unit // (groups * bands)
+            first_panel = unit // bands % groups * group_panels
+            last_panel = min(panels, first_panel + group_panels)
+            first_block = unit % bands * band
+            last_block = min(row_blocks, first_block + band)
+            a = at(read(p, 0), strided(batch_dims, batch_rank, 4, 1, product))
+            packed = at(right(p, 1), strided(batch_dims, batch_rank, 4, 2, product))
+            out_place = strided(batch_dims, batch_rank, 4, 3, product)
+            for start in range(0, chunks, pass_chunks):
+                count = min(pass_chunks, chunks - start)
+                ends = start + count == chunks
+                for row_block in range(first_block, last_block):
+                    first_row = row_block * height
+                    rows = min(height, row_count - first_row)
+                    phase = first_row % period
+                    line_row = first_row // period * period_valid
+                    unbroken = rows == height and (period == 1 or phase + height <= period_valid)
+                    for row in range(rows):
+                        out_rows[row] = (line_row + phase) * row_stride if phase < period_valid else -1
+                        phase += 1
+                        if phase == period:
+                            phase = 0
+                            line_row += period_valid
+                    position = first_row % inner
+                    upper_whole = position + part <= inner and rows >= part
+                    lower_whole = (position + part) % inner + part <= inner and rows == height
+                    for row in range(height):
+                        if row >= rows or (row > 0 and position < inner):
+                            offsets[row] = offsets[row - 1] + (inner_stride if row < rows else 0)
+                        else:
+                            offsets[row] = strided(row_dims, row_rank, 2, 1, first_row + row)
+                            position = first_row % inner if row == 0 else 0
+                        position += 1
+                    table = at(chunk_offsets, start)
+                    upper, upper_step, upper_table = at(a, offsets[0] if tiles else 0), inner_stride, table
+                    lower, lower_step, lower_table = at(a, offsets[part % height]), inner_stride, table
+                    row_offsets = offsets
+                    first_copied = 0 if copies != 0 or (tiles and not upper_whole) else part
+                    last_copied = height if copies != 0 or (tiles and not lower_whole) else part
+                    last_copied = min(last_copied, rows)
+                    if first_copied < last_copied:
+                        copy_rows(a, at(offsets, first_copied), last_copied - first_copied, tap_offsets, taps, depth,
+                                  depth_stride, padded, start * chunk, (start + count) * chunk,
+                                  at(copy, first_copied * copy_stride), copy_stride)
+                    if first_copied == 0:
+                        upper, upper_step, upper_table = copy, copy_stride, copied_table
+                        row_offsets = neighbours
+                    if last_copied > part:
+                        lower, lower_step, lower_table = at(copy, part * copy_stride), copy_stride, copied_table
+                    for panel in range(first_panel, last_panel):
+                        valid = min(width, columns - panel * width)
+                        b = at(packed, (panel * chunks + start) * chunk * width)
+                        direct = ends and writes_sums and unbroken and valid == width
+                        place = out_place + panel * width
+                        before, after, stride = block_sums, block_sums, width
+                        if count < chunks:
+                            block_index = (product * row_blocks + row_block) * panels + panel
+                            before = at(total(p, 3), block_index * height * width)
+                            after = block_sums if ends else before
+                        if direct:
+                            after, stride = at(total(p, 2), place + out_rows[0]), row_stride
+                        multiply(upper, upper_step, upper_table, lower, lower_step, lower_table, row_offsets, b, count,
+                                 chunk, before, after, stride, rows, valid, int(start == 0))
+                        if ends and not direct:
+                            final = at(write(p, 2), place)
+                            for row in range(rows):
+                                if out_rows[row] >= 0:
+                                    store_line(at(block_sums, row * width), at(final, out_rows[row]), valid)
+        end_tiles()
+
+    return kernel
