@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from core.accel import threads
 from core.accel.lower import AnyStep, HostStep
 from core.accel.passes.memory import ALIGNMENT
-from core.accel.plan import FIRST_INPUT, Plan, make_plan
+from core.accel.plan import ARENA, FIRST_INPUT, KEPT, Plan, make_plan
 from core.accel.step import Step, View
 from core.accel.walker import PlanTable, bases
 from core.engine.backends import Options
@@ -47,6 +47,12 @@ class CpuExecutable:
         self._prologue = self._segments(self._plan.prologue)
         self._body = self._segments(self._plan.body)
         self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
+        self._bases[ARENA], self._bases[KEPT] = _address(self._arena), _address(self._kept)
+        self._first_given = FIRST_INPUT + options.held
+        self._first_output = FIRST_INPUT + len(self._plan.inputs)
+        self._first_fresh = self._first_output + (options.held if options.carried else 0)
+        self._results = [(view.shape, view.dtype.storage) for view in
+                         self._plan.outputs[self._first_fresh - self._first_output:]]
         self._held: list[NDArray[Any]] = []
         # Carried inputs have a second set of arrays: a call reads one and writes the other, then they change places.
         self._spare: list[NDArray[Any]] = []
@@ -64,9 +70,8 @@ class CpuExecutable:
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
         with self._lock:
-            self._held = [_solid(array).copy() for array in arrays]
-            if self._options.carried:
-                self._spare = [np.empty_like(array) for array in self._held]
+            held = [_solid(array).copy() for array in arrays]
+            self._own(held, [np.empty_like(array) for array in held] if self._options.carried else [])
             self._prepare()
 
     def held(self) -> list[NDArray[Any]]:
@@ -75,29 +80,34 @@ class CpuExecutable:
 
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         with self._lock:
-            carried = self._options.held if self._options.carried else 0
-            inputs = [*self._held, *map(_solid, arrays)]
-            fresh = [np.empty(view.shape, view.dtype.storage) for view in self._plan.outputs[carried:]]
-            self._run(self._body, [self._arena, self._kept, *inputs, *self._spare, *fresh])
-            if carried:
-                self._held, self._spare = self._spare, self._held
+            fresh = [np.empty(shape, storage) for shape, storage in self._results]
+            self._run(self._body, [_solid(array) for array in arrays], fresh)
+            if self._options.carried:
+                self._own(self._spare, self._held)
             return fresh
+
+    def _own(self, held: list[NDArray[Any]], spare: list[NDArray[Any]]) -> None:
+        self._held, self._spare = held, spare
+        self._bases[FIRST_INPUT:self._first_given] = list(map(_address, held))
+        self._bases[self._first_output:self._first_fresh] = list(map(_address, spare))
 
     def _prepare(self) -> None:
         """Run what depends on constants and held inputs alone."""
         if self._prologue:
-            others = [np.empty(view.shape, view.dtype.storage)
-                      for view in (*self._plan.inputs[self._options.held:], *self._plan.outputs)]
-            self._run(self._prologue, [self._arena, self._kept, *self._held, *others])
+            given = [np.empty(view.shape, view.dtype.storage) for view in self._plan.inputs[self._options.held:]]
+            self._run(self._prologue, given, [np.empty(shape, storage) for shape, storage in self._results])
 
-    def _run(self, segments: Sequence[PlanTable | HostStep], memories: Sequence[NDArray[Any]]) -> None:
-        for number, memory in enumerate(memories):
-            self._bases[number] = memory.ctypes.data
+    def _run(self, segments: Sequence[PlanTable | HostStep], given: Sequence[NDArray[Any]],
+             fresh: Sequence[NDArray[Any]]) -> None:
+        for number, array in enumerate(given, self._first_given):
+            self._bases[number] = _address(array)
+        for number, array in enumerate(fresh, self._first_fresh):
+            self._bases[number] = _address(array)
         for segment in segments:
             if isinstance(segment, PlanTable):
                 threads.run(segment, self._bases)
             else:
-                self._run_on_host(segment, memories)
+                self._run_on_host(segment, [self._arena, self._kept, *self._held, *given, *self._spare, *fresh])
 
     def _run_on_host(self, step: HostStep, memories: Sequence[NDArray[Any]]) -> None:
         inputs = [self._array(view, memories) for view in step.inputs]
@@ -113,6 +123,10 @@ class CpuExecutable:
         itemsize = view.dtype.itemsize
         return np.ndarray(view.shape, view.dtype.storage, memories[base].reshape(-1).view(np.uint8).data,
                           offset + view.offset * itemsize, tuple(stride * itemsize for stride in view.strides))
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _solid(array: NDArray[Any]) -> NDArray[Any]:

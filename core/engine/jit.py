@@ -108,13 +108,16 @@ class Program:
         self._jitted = jitted
         self._options = Options(held=len(leaves), carried=update)
         self._holder: _Compiled | None = None
+        self._known: dict[tuple[tree.Structure, tuple[Aval, ...]], _Compiled] = {}
 
     def __call__(self, *rest: Any) -> Any:
         leaves, structure = tree.flatten(rest)
         arrays = [as_array(leaf) for leaf in leaves]
-        names = ("0", *(str(index + 1) for index in range(len(rest))))
-        whole = tree.Structure(tuple, None, names, (self._structure, *structure.children))
-        compiled = self._jitted._compile([*self._arrays, *arrays], whole, self._options)
+        # What is owned keeps its structure and avals, so that the other arguments alone tell what runs.
+        key = (structure, tuple([array.aval for array in arrays]))
+        compiled = self._known.get(key)
+        if compiled is None:
+            compiled = self._known[key] = self._compile(arrays, structure)
         if compiled is not self._holder:
             self._check(compiled)
             compiled.executable.hold([array.storage for array in tree.leaves(self.value)])
@@ -123,6 +126,11 @@ class Program:
         if self._options.carried:
             return _wrap(compiled.structure.children[1], compiled.outputs[self._options.held:], results)
         return _wrap(compiled.structure, compiled.outputs, results)
+
+    def _compile(self, arrays: Sequence[Array], structure: tree.Structure) -> _Compiled:
+        names = ("0", *(str(index + 1) for index in range(len(structure.children))))
+        whole = tree.Structure(tuple, None, names, (self._structure, *structure.children))
+        return self._jitted._compile([*self._arrays, *arrays], whole, self._options)
 
     @property
     def value(self) -> Any:

@@ -84,7 +84,7 @@ def test_close_outputs_have_the_bits_of_distant_ones():
         memory = np.zeros(512, np.float32)
         memory[:16] = x
         y, total = memory[16 + gap // 4:32 + gap // 4], memory[400:401]
-        made._run(made._body, [made._arena, made._kept, memory[:16], y, total])
+        made._run(made._body, [memory[:16]], [y, total])
         bits.add(total.tobytes())
     assert len(bits) == 1
 

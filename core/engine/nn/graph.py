@@ -19,52 +19,62 @@ from core.engine import random
 from core.engine.array import Array
 from core.engine.module import Module, static
 from core.engine.nn.activation import Activation, relu
+from core.engine.nn.init import Initialiser, fan_in_uniform
 from core.engine.nn.linear import MLP
 from core.engine.nn.recurrent import GRUCell, LSTMCell
-from core.engine.ops import concatenate, dot, gather, logistic, segment_softmax, segment_sum, transpose, zeros
+from core.engine.ops import concatenate, dot, gather, logistic, ones, segment_softmax, segment_sum, transpose, zeros
 from core.engine.ops import sum as sum_
 
 
 class EdgeNetwork(Module):
-    """A matrix for each edge from its features: A(e) of Gilmer et al. 2017, section 5.
+    """A matrix for each edge from its features: A(e) of Gilmer et al. 2017, section 5, as a sum of shared matrices.
 
-    Weights are tied over the steps of a network, so the matrices are made once and passed to `edge_messages` at every
-    step.
+    The last layer of a network that makes the d * d numbers of A(e) is linear, so that A(e) is the sum over k of
+    g_k(e) times a matrix, where g are the last hidden numbers and a 1 for the layer's bias. `edge_messages` takes the
+    two apart, and no matrix of an edge is ever made. Weights are tied over the steps of a network: g is computed once.
 
     Attributes
     ----------
-    network : features to d * d numbers
+    hidden : edge features to g but its 1, through its activation
+    matrices : f32[k, d, d], the sender's axis first; the last one belongs to the 1
     """
 
-    network: MLP
+    hidden: MLP
+    matrices: Array
 
     @classmethod
-    def init(cls, key: Array, features: int, width: int, *, hidden: Sequence[int] = (),
-             activation: Activation = relu) -> Self:
+    def init(cls, key: Array, features: int, width: int, *, hidden: Sequence[int], activation: Activation = relu,
+             initialiser: Initialiser = fan_in_uniform) -> Self:
         """A network from edge features through hidden layers to matrices of d = `width`."""
-        return cls(MLP.init(key, (features, *hidden, width * width), activation=activation))
+        one, two = random.split(key)
+        terms = hidden[-1] + 1
+        matrices = initialiser(two, (terms * width, width)).reshape(terms, width, width)
+        return cls(MLP.init(one, (features, *hidden), activation=activation), matrices)
 
     def __call__(self, edges: Array) -> Array:
-        """Matrices f32[edge, d, d], from edges : f32[edge, feature]."""
-        flat = self.network(edges)
-        width = round(flat.shape[-1] ** 0.5)
-        return flat.reshape(*flat.shape[:-1], width, width)
+        """The coefficients g : f32[..., k], from edges : f32[..., feature]."""
+        hidden = self.hidden.activation(self.hidden(edges))
+        return concatenate([hidden, ones((*hidden.shape[:-1], 1), hidden.dtype)], axis=-1)
 
 
-def edge_messages(atoms: Array, matrices: Array, source: Array, target: Array) -> Array:
-    """The sum of A(e) h_source over the edges that end at each atom.
+def edge_messages(atoms: Array, matrices: Array, coefficients: Array, senders: Array) -> Array:
+    """The sum of h_sender A(e) over the edges that end at each atom, where A(e) = sum over k of g_k(e) matrices_k.
+
+    The outer products of g(e) and h_sender are summed over the edges first and multiplied with the matrices after.
 
     Parameters
     ----------
-    atoms, source, target : as in the module's text
-    matrices : f32[edge, d, d], one an edge
+    atoms : as in the module's text
+    matrices : f32[k, d, d], the sender's axis first
+    coefficients : f32[atom, degree, k], g of the edges that end at each atom
+    senders : i32[atom, degree], where those edges start; outside the atoms where an atom has fewer
 
     Returns
     -------
     f32[atom, d]
     """
-    messages = dot(matrices, gather(atoms, source, axis=0), contract=((2,), (1,)), batch=((0,), (0,)))
-    return segment_sum(messages, target, atoms.shape[0])
+    summed = dot(coefficients, gather(atoms, senders, axis=0), contract=((1,), (1,)), batch=((0,), (0,)))
+    return summed.reshape(atoms.shape[0], -1) @ matrices.reshape(-1, matrices.shape[-1])
 
 
 def typed_messages(atoms: Array, matrices: Array, kind: Array, source: Array, target: Array) -> Array:
