@@ -23,6 +23,9 @@ from core.engine.graph import Equation, Value
 _LONG_COLUMNS = 1 << 15
 """Elements from which on columns are reduced in two steps, so that threads share them."""
 _MAXIMUM_PARTS = 64
+_SHORT_RUN = 64
+_SMALL_PART = 32
+"""An operand so many times smaller than the iteration shape is copied at no cost."""
 
 
 class Values(Protocol):
@@ -34,6 +37,8 @@ class Values(Protocol):
     def view(self, value: Value) -> View: ...
 
     def memory(self, value: Value) -> View: ...
+
+    def copy(self, view: View) -> View: ...
 
     def fresh(self, value: Value) -> View: ...
 
@@ -49,6 +54,7 @@ class _NestOfNode:
         self.imports: Imports = set()
         self.names: dict[Value, str] = {}
         self.reads: dict[View, Operand] = {}
+        self.copies: dict[View, View] = {}
         self.statements: list[Statement] = []
         self.reductions: list[Reduction] = []
         self.writes: list[Operand] = []
@@ -79,8 +85,27 @@ class _NestOfNode:
     def _element(self, view: View, per_row: bool) -> str:
         """The variable of an operand's element."""
         over = self._over_node(view, per_row)
+        if over not in self.reads and self._breaks_runs(over):
+            over = self.copies.get(over) or self.copies.setdefault(over, self._repeated(over))
         role = "index" if view.buffer is INDEX else "read"
         return self.reads.setdefault(over, Operand(f"x{len(self.reads)}", over, role)).name
+
+    def _breaks_runs(self, view: View) -> bool:
+        """Whether a small operand cuts long runs of the others into short ones, as it repeats each element so often."""
+        long = [axis for axis, extent in enumerate(self.shape) if extent != 1]
+        if is_rowwise(self.shape, self.axes) or len(long) < 2 or self.shape[long[-1]] > _SHORT_RUN:
+            return False
+        own = math.prod(self.shape[axis] for axis in long if view.strides[axis])
+        return (view.strides[long[-1]] == 0 and view.strides[long[-2]] != 0 and long[-2] not in self.axes
+                and own * self.shape[long[-1]] * _SMALL_PART <= math.prod(self.shape))
+
+    def _repeated(self, view: View) -> View:
+        """A copy in which the innermost axis, too, lies in memory."""
+        last = max(axis for axis, extent in enumerate(self.shape) if extent != 1)
+        narrow = tuple(extent if view.strides[axis] or axis == last else 1 for axis, extent in enumerate(self.shape))
+        copy = self.values.copy(replace(view, shape=narrow))
+        strides = tuple(stride if extent != 1 else 0 for extent, stride in zip(narrow, copy.strides, strict=True))
+        return replace(copy, shape=self.shape, strides=strides)
 
     def _over_node(self, view: View, per_row: bool) -> View:
         """A view over elements or rows, whatever their shape, as one over the iteration shape."""
