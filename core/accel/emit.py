@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from core.accel.expressions import ALIAS, Imports, combined, identity, load, pointer_type, stored
 from core.accel.loopir import Nest, Reduction, Statement, stride_class
-from core.accel.stages import ROW_BUFFER, Pass, passes, row_statements
+from core.accel.stages import ROW_BUFFER, Pass, passes, row_statements, row_writes
 from core.engine import dtypes
 from core.engine.dtypes import DType
 
@@ -42,6 +42,7 @@ class _Writer:
         self.classes = [stride_class(operand, position, nest) for position, operand in enumerate(nest.operands)]
         written = (position for position, operand in enumerate(nest.operands) if operand.role == "write")
         self.written = {position: number for number, position in enumerate(written)}
+        self.done: set[int] = set()
 
     def text(self) -> str:
         self.line("widest_vectors()")
@@ -52,6 +53,7 @@ class _Writer:
             self._rows()
         else:
             self._elements()
+        assert self.done == self.written.keys(), "an output of the nest is never written"
         pointers = sorted({pointer_type(operand.view.dtype) for operand in self.nest.operands
                            if operand.role != "index"})
         modules: dict[str, set[str]] = {"core.accel.pointer": set(pointers)}
@@ -128,6 +130,7 @@ class _Writer:
 
     def _write(self, position: int, value: str) -> None:
         self.imports.add((ALIAS, "store"))
+        self.done.add(position)
         element = stored(value, self.nest.operands[position].view.dtype, self.imports)
         self.line(f"store(a{position}, {self._index(position)}, {element}, {self.written[position]})")
 
@@ -185,12 +188,16 @@ class _Writer:
             self.line("for _ in range(begin, end):")
             self.indent += 1
         self._read_all(tuple(range(len(self.classes))), "row")
-        self._state(row_statements(self.nest, -1))
+        self._end_rows(row_statements(self.nest, -1), row_writes(self.nest, -1))
         for part in self.passes:
             self._pass(part)
-            self._state(part.row_statements)
-            for position in part.row_writes:
-                self._write(position, self.nest.operands[position].name)
+            self._end_rows(part.row_statements, part.row_writes)
+
+    def _end_rows(self, statements: tuple[Statement, ...], writes: tuple[int, ...]) -> None:
+        """What happens once a row."""
+        self._state(statements)
+        for position in writes:
+            self._write(position, self.nest.operands[position].name)
 
     def _pass(self, part: Pass) -> None:
         inside = self.indent

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from core.accel.kernels import conv as conv_kernels
-from core.accel.kernels import gemm, index, window
+from core.accel.kernels import gemm, index, narrow, window
 from core.accel.loopir import Operand
 from core.accel.loops import loop_step, steps_of_node
 from core.accel.passes.fuse import Node
@@ -50,6 +52,7 @@ class Lowering:
     views : how each value that has been computed lies in memory
     steps : so far
     layers : layer path of each step
+    constants : of the graph
     """
 
     def __init__(self, graph: Graph, nodes: Sequence[Node]) -> None:
@@ -61,6 +64,7 @@ class Lowering:
                                 if equation.op.name in VIEWS}
         self._home = {equation: node for node in nodes for equation in node.equations}
         self._users = graph.users()
+        self.constants = graph.constants
         self._outputs = set(graph.outputs)
         for value in (*graph.inputs, *graph.constants):
             self.views[value] = contiguous(value.aval.dtype, value.aval.shape)
@@ -206,7 +210,9 @@ def _merged(view: View, count: int, rows: int) -> tuple[int, ...] | None:
 
 
 def _lower_conv(lowering: Lowering, equation: Equation) -> None:
-    x, w = (lowering.solid(value) for value in equation.inputs)
+    x, kernel = lowering.solid(equation.inputs[0]), equation.inputs[1]
+    # Packing turns the kernel as it goes, but the order of narrow sums would follow its strides.
+    w = lowering.solid(kernel) if x.dtype in narrow.DTYPES else lowering.memory(kernel)
     lowering.add(conv_kernels.conv(x, w, lowering.fresh(equation.outputs[0]), **equation.params))
 
 
@@ -217,8 +223,18 @@ def _lower_conv_dw(lowering: Lowering, equation: Equation) -> None:
 
 
 def _lower_gather(lowering: Lowering, equation: Equation) -> None:
+    axis, order = equation.params["axis"], lowering.constants.get(equation.inputs[1])
+    if order is not None and np.array_equal(order, np.arange(equation.inputs[0].aval.shape[axis])[::-1]):
+        lowering.views[equation.outputs[0]] = _mirrored(lowering.memory(equation.inputs[0]), axis)
+        return
     x, indices = (lowering.memory(value) for value in equation.inputs)
     lowering.add(index.gather(x, indices, lowering.fresh(equation.outputs[0]), equation.params["axis"]))
+
+
+def _mirrored(view: View, axis: int) -> View:
+    """The view with one axis in reverse."""
+    strides = (*view.strides[:axis], -view.strides[axis], *view.strides[axis + 1:])
+    return replace(view, strides=strides, offset=view.offset + (view.shape[axis] - 1) * view.strides[axis])
 
 
 def _lower_scatter_add(lowering: Lowering, equation: Equation) -> None:

@@ -139,3 +139,8 @@ def passes(nest: Nest) -> list[Pass]:
 def row_statements(nest: Nest, stage: int) -> tuple[Statement, ...]:
     """What happens once a row at the end of a pass, or before the first one if `stage` is -1."""
     return tuple(statement for statement in nest.statements if statement.per_row and statement.stage == stage)
+
+
+def row_writes(nest: Nest, stage: int) -> tuple[int, ...]:
+    """Operands, by position, that are written once a row at the end of a pass, or before the first one."""
+    return tuple(_Stages(nest.operands, nest.statements, nest.reductions).writes(stage, True))

@@ -61,6 +61,21 @@ def test_values_and_gradients(name, shape):
         compare(lambda x, weights: grad(lambda x: loss(x, weights))(x), x, weights, tolerance=3e-5)
 
 
+@pytest.mark.parametrize("shape", ((5, 40), (5, 1), (1, 1), (40,), (1,)), ids=str)
+def test_what_rows_make_before_between_and_after_their_passes(shape):
+    """Each is wanted outside of the kernel: functions of rows alone, of reductions, and of elements."""
+    def function(x, row):
+        before = ops.tanh(row + 1)
+        total = ops.sum(x * x, -1)
+        between = total * before
+        y = x - between.reshape(*x.shape[:-1], 1)
+        largest = ops.amax(y, -1)
+        return before, total, between, y, largest, largest + before
+
+    rng = np.random.default_rng(0)
+    compare(function, rng.normal(size=shape).astype(np.float32), rng.normal(size=shape[:-1]).astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", (dtypes.float64, dtypes.bfloat16), ids=str)
 @pytest.mark.parametrize("name", ("softmax", "log_softmax"))
 def test_other_floats(name, dtype):
