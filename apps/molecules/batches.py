@@ -18,6 +18,8 @@ from core.engine.array import Array
 from core.engine.errors import ConfigError
 
 SMALLEST, GROWTH, MULTIPLE = 32, 1.25, 16
+DEGREES = 4
+"""Smallest number of edges at an atom, and what its sizes are multiples of."""
 
 Values = np.ndarray | Array
 """Of a batch: numpy's as it is collated, the engine's inside a traced function."""
@@ -45,6 +47,7 @@ class Batch:
     atoms : f32[A, feature]; edges : f32[E, feature]
     source, target : i32[E] in 0..A, where A means none; target ascends
     reverse : i32[E] in 0..E, where E means none
+    arriving : i32[A, D] in 0..E, the edges that end at each atom, where E means none; D holds the largest degree
     molecule : i32[A] in 0..B, where B means none; ascends
     descriptors : f32[B, descriptor]
     targets, mask : f32[B, target]; mask is 1 where a target is known, and the target 0 where it is not
@@ -57,6 +60,7 @@ class Batch:
     source: Values
     target: Values
     reverse: Values
+    arriving: Values
     molecule: Values
     descriptors: Values
     targets: Values
@@ -66,11 +70,14 @@ class Batch:
 
 
 @cache
-def bucket(count: int) -> int:
-    """The smallest size of 32, 48, 64, 80, 96, 128, 160, ... that holds `count`; sizes grow by about a quarter."""
-    size = SMALLEST
+def bucket(count: int, smallest: int = SMALLEST, multiple: int = MULTIPLE) -> int:
+    """The smallest size of 32, 48, 64, 80, 96, 128, 160, ... that holds `count`; sizes grow by about a quarter.
+
+    From another smallest size they grow likewise, rounded to multiples of `multiple`.
+    """
+    size = smallest
     while size < count:
-        size = max(size + MULTIPLE, round(size * GROWTH / MULTIPLE) * MULTIPLE)
+        size = max(size + multiple, round(size * GROWTH / multiple) * multiple)
     return size
 
 
@@ -82,14 +89,16 @@ def collate(samples: Sequence[Sample], batch_size: int) -> Batch:
     atoms, edges = bucket(int(atom_counts.sum())), bucket(int(edge_counts.sum()))
     first_atom = np.repeat(np.cumsum(atom_counts) - atom_counts, edge_counts)
     first_edge = np.repeat(np.cumsum(edge_counts) - edge_counts, edge_counts)
+    target = np.concatenate([graph.target for graph in graphs]) + first_atom
     targets = np.stack([sample.targets for sample in samples])
     known = np.isfinite(targets)
     return Batch(
         atoms=_padded(np.concatenate([graph.atoms for graph in graphs]), atoms, np.float32, 0),
         edges=_padded(np.concatenate([graph.edges for graph in graphs]), edges, np.float32, 0),
         source=_padded(np.concatenate([graph.source for graph in graphs]) + first_atom, edges, np.int32, atoms),
-        target=_padded(np.concatenate([graph.target for graph in graphs]) + first_atom, edges, np.int32, atoms),
+        target=_padded(target, edges, np.int32, atoms),
         reverse=_padded(np.concatenate([graph.reverse for graph in graphs]) + first_edge, edges, np.int32, edges),
+        arriving=_arriving(target, atoms, edges),
         molecule=_padded(np.repeat(np.arange(len(graphs)), atom_counts), atoms, np.int32, batch_size),
         descriptors=_padded(np.stack([sample.descriptors for sample in samples]), batch_size, np.float32, 0),
         targets=_padded(np.where(known, targets, 0), batch_size, np.float32, 0),
@@ -114,6 +123,15 @@ def batches(samples: Iterable[Sample], batch_size: int, *, seed: int | None = No
     stream = iter(samples)
     while chunk := list(islice(stream, batch_size)):
         yield collate(chunk, batch_size)
+
+
+def _arriving(target: np.ndarray, atoms: int, edges: int) -> np.ndarray:
+    """The edges that end at each atom, from their targets in ascending order."""
+    degrees = np.bincount(target, minlength=atoms)
+    number = np.arange(len(target))
+    arriving = np.full((atoms, bucket(int(degrees.max()), DEGREES, DEGREES)), edges, dtype=np.int32)
+    arriving[target, number - (np.cumsum(degrees) - degrees)[target]] = number
+    return arriving
 
 
 def _padded(values: np.ndarray, size: int, dtype: type, fill: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rdkit import Chem
 from apps.molecules.batches import Sample
 from apps.molecules.config import MoleculesConfig
 from apps.molecules.descriptors import COUNT_NAMES, DESCRIPTOR_NAMES, counts, descriptors
-from apps.molecules.features import MoleculeGraph, complete_graph, feature_widths, featurise, featurise_reaction
+from apps.molecules.features import MoleculeGraph, complete_graph, feature_widths, featurise_all, featurise_reaction
 from apps.molecules.readers import Limits, Record, Refusal, read_rows
 from apps.molecules.splits import molecule_key
 from core.engine.errors import DataError
@@ -23,6 +24,8 @@ from core.engine.refusals import Refusals
 
 ELEMENT_COUNTS = 11
 """The leading counts are those of elements, one for all others among them."""
+AT_ONCE = 64
+"""Rows that are featurised together."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,44 @@ class Features:
         if record.products is not None:
             return featurise_reaction(record.molecule, record.products, scheme=self.scheme)
         if not self.distances:
-            return featurise(record.molecule, scheme=self.scheme, explicit_hydrogens=self.explicit_hydrogens)
+            return self._bond_graphs([record])[0]
         if record.coordinates is None:
             raise DataError("there are no coordinates; the model learned from distances between atoms")
         return complete_graph(record.molecule, record.coordinates, scheme=self.scheme)
 
-    def example(self, record: Record, keyed: bool) -> Example:
-        """A record as numbers; `keyed` if it is held for a split, with a key instead of the molecule."""
+    def _of_bonds(self, record: Record) -> bool:
+        return not self.reaction and not self.distances and record.products is None
+
+    def _bond_graphs(self, records: Sequence[Record]) -> list[MoleculeGraph]:
+        return featurise_all([record.molecule for record in records], scheme=self.scheme,
+                             explicit_hydrogens=self.explicit_hydrogens)
+
+    def examples(self, rows: Sequence[Record | Refusal], *, keyed: bool = False) -> Iterator[Example | Refusal]:
+        """Each record as numbers, or why the model cannot use it; see `example`. Refusals come back as they are."""
+        graphs = iter(self._bond_graphs([row for row in rows if isinstance(row, Record) and self._of_bonds(row)]))
+        for row in rows:
+            if isinstance(row, Refusal):
+                yield row
+                continue
+            try:
+                yield self.example(row, keyed, next(graphs) if self._of_bonds(row) else None)
+            except DataError as error:
+                yield Refusal(row.row, row.text, str(error))
+
+    def example(self, record: Record, keyed: bool, graph: MoleculeGraph | None = None) -> Example:
+        """A record as numbers; `keyed` if it is held for a split, with a key instead of the molecule.
+
+        Raises
+        ------
+        DataError
+            If it is of another kind than the model's.
+        """
+        graph = graph or self.graph(record)
         count = np.zeros(0, np.float32) if self.offset == "none" else counts(record.molecule)[:self.count_width]
         described = descriptors(record.molecule)[0] if self.descriptors else np.zeros(0, np.float32)
         key, molecule = (molecule_key(record.molecule, record.products), None) if keyed else ("", record.molecule)
-        return Example(record.row, record.text, self.graph(record), described, count, record.targets, key,
-                       dict(record.extras), molecule)
+        return Example(record.row, record.text, graph, described, count, record.targets, key, dict(record.extras),
+                       molecule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +138,16 @@ def examples(rows: Iterable[Record | Refusal], features: Features, refused: Refu
              keyed: bool = False) -> Iterator[Example]:
     """The usable rows as examples, the others noted in `refused`; raises `DataError` at the end if there were none."""
     usable, first_reason = False, ""
-    for row in rows:
-        if isinstance(row, Refusal):
-            refused.add(row.row, row.reason, row.text)
-            continue
-        try:
-            example = features.example(row, keyed)
-        except DataError as error:
-            refused.add(row.row, str(error), row.text)
-            first_reason = first_reason or f"row {row.row}: {error}"
-            continue
-        usable = True
-        yield example
+    stream = iter(rows)
+    while chunk := list(islice(stream, AT_ONCE)):
+        for row, found in zip(chunk, features.examples(chunk, keyed=keyed), strict=True):
+            if isinstance(found, Example):
+                usable = True
+                yield found
+                continue
+            refused.add(found.row, found.reason, found.text)
+            if isinstance(row, Record):
+                first_reason = first_reason or f"row {found.row}: {found.reason}"
     if not usable:
         raise DataError(f"there is no row that the model can use; {first_reason}")
 
@@ -130,25 +157,19 @@ def limits_of(config: MoleculesConfig) -> Limits:
     return Limits(config.max_atoms, config.max_fragments)
 
 
-def open_rows(path: Path, *, smiles: str | None, targets: Sequence[str] = (), extras: Sequence[str] = (),
-              limits: Limits) -> Iterator[Record | Refusal]:
-    """The rows of a file."""
-    return read_rows(path, smiles_column=smiles, targets=targets, extras=extras, limits=limits)
-
-
 def read_examples(paths: Sequence[Path], features: Features, refused: Refusals, *, smiles: str | None,
                   targets: Sequence[str], extras: Sequence[str], limits: Limits) -> list[Example]:
     """All usable rows of some files, for training; raises `DataError` if a file has none."""
     found: list[Example] = []
     for path in paths:
-        rows = open_rows(path, smiles=smiles, targets=targets, extras=extras, limits=limits)
+        rows = read_rows(path, smiles_column=smiles, targets=targets, extras=extras, limits=limits)
         found += examples(rows, features, refused, keyed=True)
     return found
 
 
 def first_record(path: Path, *, smiles: str | None, targets: Sequence[str], limits: Limits) -> Record:
     """The first usable row, which tells molecules from reactions and whether there are coordinates."""
-    for row in open_rows(path, smiles=smiles, targets=targets, limits=limits):
+    for row in read_rows(path, smiles_column=smiles, targets=targets, limits=limits):
         if isinstance(row, Record):
             return row
     raise DataError(f"{path} has no usable row")

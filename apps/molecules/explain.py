@@ -18,8 +18,9 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from apps.app import Report, load_config
 from apps.molecules.batches import Batch
 from apps.molecules.config import ExplainSettings, MoleculesConfig
-from apps.molecules.data import Example, examples, limits_of, open_rows
+from apps.molecules.data import Example, examples, limits_of
 from apps.molecules.predict import input_column
+from apps.molecules.readers import read_rows
 from apps.molecules.trained import Ensemble, Trained
 from core.engine import ops
 from core.engine.array import Array, as_array
@@ -44,8 +45,7 @@ def explain(input: Path, out: Path, refused: Refusals, settings: ExplainSettings
     trained = Trained.load(run, config.device)
     index = target_index(trained, settings.target)
     explainer = Explainer(trained, index)
-    rows = open_rows(input, smiles=input_column(trained.description, input),
-                     limits=limits_of(config))
+    rows = read_rows(input, smiles_column=input_column(trained.description, input), limits=limits_of(config))
     figures: list[str] = []
     for example in examples(rows, trained.description.features, refused):
         if len(figures) == LARGEST_LISTED:

@@ -6,7 +6,9 @@ by the atom they point to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -69,17 +71,64 @@ def featurise(molecule: Chem.Mol, coordinates: np.ndarray | None = None, *, sche
     explicit_hydrogens : make every hydrogen an atom; otherwise hydrogens are counted on their heavy atom, but for those
         that say more: isotopes, the hydrogen of an imine with E/Z stereo, and hydrogen without a heavy neighbour
     """
-    molecule, kept = _hydrogens(molecule, explicit_hydrogens, coordinates is not None)
-    skeleton = Skeleton.of(molecule)
-    atoms, bonds = scheme_named(scheme).vectors(skeleton)
-    rank = np.array(Chem.CanonicalRankAtoms(molecule, includeAtomMaps=False), dtype=np.int32)
+    graph = featurise_all([molecule], scheme=scheme, explicit_hydrogens=explicit_hydrogens)[0]
+    if coordinates is None:
+        return graph
+    _check_placed(int(np.count_nonzero(graph.origin < 0)))
+    return replace(graph, positions=coordinates[graph.origin].astype(np.float32))
+
+
+def featurise_all(molecules: Sequence[Chem.Mol], *, scheme: str = "tilework",
+                  explicit_hydrogens: bool = False) -> list[MoleculeGraph]:
+    """The graph of each molecule, as `featurise` gives it but faster: numpy sees all of them as one graph."""
+    if not molecules:
+        return []
+    features = scheme_named(scheme)
+    bare, kept = zip(*(_hydrogens(molecule, explicit_hydrogens, False) for molecule in molecules), strict=True)
+    read = [_read(molecule, features) for molecule in bare]
+    atom_counts, bond_counts = (np.array([len(one[place]) for one in read], dtype=np.int32) for place in (0, 3))
+    atom_rows, ranks, numbers, bond_rows, begin, end = (
+        np.fromiter(chain.from_iterable(column), dtype=np.int32) for column in zip(*read, strict=True))
+    first_atom = _starts(atom_counts)
+    rank, shift = ranks + np.repeat(first_atom, atom_counts), np.repeat(first_atom, bond_counts)
     order = np.argsort(rank)
-    source, target, reverse, bond = _directed(rank[skeleton.begin], rank[skeleton.end])
-    numbers = np.array(list(map(Chem.Atom.GetAtomicNum, skeleton.atoms)), dtype=np.int32)[order]
-    origin = kept[order]
-    positions = None if coordinates is None else coordinates[origin].astype(np.float32)
+    source, target, reverse, bond = _directed(rank[begin + shift], rank[end + shift])
     heavy = int(np.count_nonzero(numbers != 1))
-    return MoleculeGraph(atoms[order], bonds[bond], source, target, reverse, positions, numbers, origin, heavy)
+    whole = MoleculeGraph(features.atoms.at(atom_rows[order]), features.bonds.at(bond_rows[bond]), source, target,
+                          reverse, None, numbers[order], np.concatenate(kept)[order], heavy)
+    return _cut(whole, atom_counts, 2 * bond_counts)
+
+
+def _read(molecule: Chem.Mol, features: Scheme) -> tuple[Sequence[int], ...]:
+    """Row in the table of vectors, rank and element of each atom; row and the atoms at both ends of each bond."""
+    skeleton = Skeleton.of(molecule)
+    atom_rows, bond_rows = features.rows(skeleton)
+    ranks = Chem.CanonicalRankAtoms(molecule, includeAtomMaps=False)
+    numbers = list(map(Chem.Atom.GetAtomicNum, skeleton.atoms))
+    return atom_rows, ranks, numbers, bond_rows, skeleton.begin, skeleton.end
+
+
+def _cut(whole: MoleculeGraph, atom_counts: np.ndarray, edge_counts: np.ndarray) -> list[MoleculeGraph]:
+    """The parts of a graph, which follow each other and have no edges between them, without positions."""
+    first_atom, first_edge = _starts(atom_counts), _starts(edge_counts)
+    shift = np.repeat(first_atom, edge_counts)
+    source, target = whole.source - shift, whole.target - shift
+    reverse = whole.reverse - np.repeat(first_edge, edge_counts)
+    parts = []
+    for atom, edge in zip(_slices(first_atom, atom_counts), _slices(first_edge, edge_counts), strict=True):
+        numbers = whole.atomic_numbers[atom]
+        parts.append(MoleculeGraph(whole.atoms[atom], whole.edges[edge], source[edge], target[edge], reverse[edge],
+                                   None, numbers, whole.origin[atom], int(np.count_nonzero(numbers != 1))))
+    return parts
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """i32, where each part begins when parts of so many items are joined."""
+    return np.cumsum(counts, dtype=np.int32) - counts
+
+
+def _slices(starts: np.ndarray, counts: np.ndarray) -> Iterator[slice]:
+    return map(slice, starts.tolist(), (starts + counts).tolist())
 
 
 def complete_graph(molecule: Chem.Mol, coordinates: np.ndarray, *, scheme: str = "tilework",
@@ -113,8 +162,7 @@ def _hydrogens(molecule: Chem.Mol, explicit: bool, placed: bool) -> tuple[Chem.M
     if explicit:
         whole = Chem.AddHs(molecule)
         added = whole.GetNumAtoms() - count
-        if added and placed:
-            raise DataError(f"{added} hydrogen atoms have no coordinates; give all, or leave explicit hydrogens off")
+        _check_placed(added if placed else 0)
         return whole, np.array([*range(count), *[-1] * added], dtype=np.int32)
     if molecule.GetNumHeavyAtoms() == count:
         return molecule, np.arange(count, dtype=np.int32)
@@ -124,6 +172,11 @@ def _hydrogens(molecule: Chem.Mol, explicit: bool, placed: bool) -> tuple[Chem.M
     with rdBase.BlockLogs():
         bare = Chem.RemoveHs(tagged)
     return bare, np.array([atom.GetIntProp("_origin") for atom in bare.GetAtoms()], dtype=np.int32)
+
+
+def _check_placed(added: int) -> None:
+    if added:
+        raise DataError(f"{added} hydrogen atoms have no coordinates; give all, or leave explicit hydrogens off")
 
 
 def _directed(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

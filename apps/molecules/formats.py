@@ -41,6 +41,11 @@ class Row:
     lines: Sequence[str] = ()
     reason: str = ""
 
+    @property
+    def characters(self) -> int:
+        """Length of all its text."""
+        return len(self.text) + sum(map(len, self.lines)) + sum(map(len, self.columns.values()))
+
 
 def format_of(path: Path) -> str:
     """``csv``, ``sdf`` or ``xyz``, from the suffix before any ``.gz``."""

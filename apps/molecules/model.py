@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Self
 
+import numpy as np
+
 from apps.molecules.batches import Batch
 from core.engine import ops, random
 from core.engine.array import Array, as_array
@@ -27,6 +29,11 @@ from core.engine.nn import (
     typed_messages,
 )
 from core.engine.nn.activation import Activation, relu
+
+CENTRES, SPACING = 24, 0.25
+"""Gaussians that a distance becomes, and the way from one to the next, in Angstrom: from 0.5 to 6.25."""
+COEFFICIENTS = 32
+"""Matrices whose weighted sum is that of an edge, less the one with weight 1."""
 
 
 class DirectedEncoder(Module):
@@ -89,6 +96,7 @@ class EdgeEncoder(Module):
     Attributes
     ----------
     depth : number of message-passing steps T, with tied weights
+    distances : whether the first number of an edge is its length, which becomes `gaussians`
     """
 
     embed: Linear
@@ -96,23 +104,30 @@ class EdgeEncoder(Module):
     update: GatedUpdate
     readout: Set2Set
     depth: int = static()
+    distances: bool = static()
 
     @classmethod
-    def init(cls, key: Array, atom_width: int, edge_width: int, hidden: int, *, depth: int, edge_hidden: int = 64,
+    def init(cls, key: Array, atom_width: int, edge_width: int, hidden: int, *, depth: int, distances: bool = False,
              readings: int = 3) -> Self:
         """An encoder of molecules into 2 `hidden` numbers."""
         keys = random.split(key, 4)
+        width = edge_width - 1 + CENTRES if distances else edge_width
         return cls(Linear.init(keys[0], atom_width, hidden),
-                   EdgeNetwork.init(keys[1], edge_width, hidden, hidden=(edge_hidden,)),
-                   GatedUpdate.init(keys[2], hidden, hidden), Set2Set.init(keys[3], hidden, readings), depth)
+                   EdgeNetwork.init(keys[1], width, hidden, hidden=(COEFFICIENTS,)),
+                   GatedUpdate.init(keys[2], hidden, hidden), Set2Set.init(keys[3], hidden, readings), depth, distances)
 
     def __call__(self, batch: Batch, key: Array | None = None) -> Array:
         """f32[molecule, 2 hidden]."""
         states = relu(self.embed(as_array(batch.atoms)))
-        matrices = self.edge_network(as_array(batch.edges))
-        source, target = as_array(batch.source), as_array(batch.target)
+        edges = as_array(batch.edges)
+        if self.distances:
+            edges = ops.concatenate([gaussians(edges[:, :1]), edges[:, 1:]], axis=1)
+        coefficients = ops.gather(self.edge_network(edges), batch.arriving, axis=0)
+        # One more and one less: where there is no edge the sender is -1, which is no atom.
+        senders = ops.gather(as_array(batch.source) + 1, batch.arriving, axis=0) - 1
         for _ in range(self.depth):
-            states = self.update(states, edge_messages(states, matrices, source, target))
+            messages = edge_messages(states, self.edge_network.matrices, coefficients, senders)
+            states = self.update(states, messages)
         return self.readout(states, as_array(batch.molecule), batch.weights.shape[0])
 
 
@@ -185,6 +200,22 @@ def aggregate(atoms: Array, batch: Batch, kind: str, norm: float) -> Array:
         return ops.segment_mean(atoms, batch.molecule, count)
     total = ops.segment_sum(atoms, batch.molecule, count)
     return total * (1 / norm) if kind == "norm" else total
+
+
+def gaussians(distance: Array) -> Array:
+    """exp(-(distance - centre)^2 / (2 SPACING^2)) of each centre (Schütt et al., arXiv 1706.08566, section 4).
+
+    Parameters
+    ----------
+    distance : f32[edge, 1] in Angstrom
+
+    Returns
+    -------
+    f32[edge, CENTRES]
+    """
+    centres = as_array(SPACING * np.arange(2, CENTRES + 2), distance.dtype)
+    steps = (distance - centres) * (1 / SPACING)
+    return ops.exp(steps * steps * -0.5)
 
 
 def _step_key(key: Array | None, step: int) -> Array | None:

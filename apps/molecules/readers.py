@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -87,8 +87,7 @@ class Refusal:
 
 
 def read_rows(path: str | Path, *, smiles_column: str | None = None, targets: Sequence[str] = (),
-              extras: Sequence[str] = (), units: Mapping[str, str] | None = None,
-              limits: Limits = DEFAULT_LIMITS) -> Iterator[Record | Refusal]:
+              extras: Sequence[str] = (), limits: Limits = DEFAULT_LIMITS) -> Iterator[Record | Refusal]:
     """Stream a file of molecules.
 
     Parameters
@@ -97,7 +96,6 @@ def read_rows(path: str | Path, *, smiles_column: str | None = None, targets: Se
     smiles_column : CSV only; default: the column with a usual name, else the first whose values are SMILES
     targets : columns of numbers, an empty field is a blank
     extras : columns handed through as text, such as a split column
-    units : unit of each target, checked to name only targets
 
     Raises
     ------
@@ -105,18 +103,27 @@ def read_rows(path: str | Path, *, smiles_column: str | None = None, targets: Se
         At once for a file or column that is not there, at the end for a file without a usable row.
     """
     path = Path(path)
-    for name in units or {}:
-        if name not in targets:
-            raise DataError(f"A unit is given for '{name}', which is not a target; the targets are {_listed(targets)}.")
-    wanted = dict.fromkeys((*targets, *extras))
+    rows = text_rows(path, smiles_column, dict.fromkeys((*targets, *extras)))
+    return _records(path, rows, tuple(targets), tuple(extras), limits)
+
+
+def text_rows(path: Path, smiles_column: str | None = None, wanted: Collection[str] = ()) -> Iterator[Row]:
+    """The rows of a file as its text says them, with the columns that are wanted; see `read_rows`."""
     if format_of(path) == "csv":
         layout = _csv_layout(path, smiles_column)
         _require(path, wanted, layout.header)
-        rows = csv_rows(path, layout, wanted)
-    else:
-        _require(path, wanted, columns(path))
-        rows = structure_rows(path)
-    return _records(path, rows, tuple(targets), tuple(extras), limits)
+        return csv_rows(path, layout, wanted)
+    _require(path, wanted, columns(path))
+    return structure_rows(path)
+
+
+def read_row(number: int, row: Row, limits: Limits, targets: Sequence[str] = (),
+             extras: Sequence[str] = ()) -> Record | Refusal:
+    """What a row of text says, or why it cannot be used."""
+    try:
+        return _record(number, row, targets, extras, limits)
+    except DataError as error:
+        return Refusal(number, printable(row.text[:200]), str(error))
 
 
 def columns(path: str | Path) -> tuple[str, ...]:
@@ -148,21 +155,24 @@ def check_units(given: Mapping[str, str], model: Mapping[str, str]) -> None:
 
 def _records(path: Path, rows: Iterator[Row], targets: tuple[str, ...], extras: tuple[str, ...],
              limits: Limits) -> Iterator[Record | Refusal]:
-    usable, number, first_reason = 0, 0, "it holds none at all"
+    usable, number, first_reason = False, 0, "it holds none at all"
     for number, row in enumerate(rows, start=1):
-        try:
-            record = _record(number, row, targets, extras, limits)
-        except DataError as error:
-            first_reason = f"row {number}: {error}" if number == 1 else first_reason
-            yield Refusal(number, printable(row.text[:200]), str(error))
-        else:
-            usable += 1
-            yield record
+        found = read_row(number, row, limits, targets, extras)
+        if isinstance(found, Record):
+            usable = True
+        elif number == 1:
+            first_reason = f"row 1: {found.reason}"
+        yield found
     if not usable:
-        raise DataError(f"{path.name} has no usable row among its {number} rows; {first_reason}.")
+        raise no_usable_row(path, number, first_reason)
 
 
-def _record(number: int, row: Row, targets: tuple[str, ...], extras: tuple[str, ...], limits: Limits) -> Record:
+def no_usable_row(path: Path, rows: int, first_reason: str) -> DataError:
+    """What to raise at the end of a file of so many rows."""
+    return DataError(f"{path.name} has no usable row among its {rows} rows; {first_reason}.")
+
+
+def _record(number: int, row: Row, targets: Sequence[str], extras: Sequence[str], limits: Limits) -> Record:
     if row.reason:
         raise DataError(row.reason)
     values = np.array([_number(name, row.columns.get(name, "")) for name in targets], dtype=np.float64)
@@ -321,9 +331,6 @@ def _listed(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(f"'{printable(name)}'" for name in names[:12])
     return (shown or "none") + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-# ---------------------------------------------------------------------------------------------- SDF and XYZ
 
 
 # ---------------------------------------------------------------------------------------------- 3-D structures

@@ -46,22 +46,23 @@ class Vectors(dict[tuple, int]):
                 self[key] = row
         return row
 
-    def look_up(self, keys: Iterable[tuple]) -> np.ndarray:
-        """f32[key, feature]."""
-        rows = [self[key] for key in keys]
-        return self.matrix[np.array(rows, dtype=np.intp)]
+    def at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """f32[row, feature], the vectors that these rows hold."""
+        return self.matrix[np.asarray(rows, dtype=np.intp)]
 
 
 @dataclass(frozen=True)
 class Skeleton:
     """The atoms and bonds of one molecule, read from RDKit once.
 
+    kinds : type of each bond
     begin, end : atom of either end of each bond
     """
 
     molecule: Chem.Mol
     atoms: list[Chem.Atom]
     bonds: list[Chem.Bond]
+    kinds: list[Chem.BondType]
     begin: list[int]
     end: list[int]
 
@@ -69,8 +70,9 @@ class Skeleton:
     def of(cls, molecule: Chem.Mol) -> Skeleton:
         atoms = [molecule.GetAtomWithIdx(i) for i in range(molecule.GetNumAtoms())]
         bonds = [molecule.GetBondWithIdx(i) for i in range(molecule.GetNumBonds())]
+        kinds = map(Chem.Bond.GetBondType, bonds)
         begin, end = map(Chem.Bond.GetBeginAtomIdx, bonds), map(Chem.Bond.GetEndAtomIdx, bonds)
-        return cls(molecule, atoms, bonds, list(begin), list(end))
+        return cls(molecule, atoms, bonds, list(kinds), list(begin), list(end))
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,15 @@ class Scheme:
     def bond_width(self) -> int:
         return self.bonds.matrix.shape[1]
 
+    def rows(self, skeleton: Skeleton) -> tuple[list[int], list[int]]:
+        """Where the vectors of all atoms and of all bonds stand in the tables, in the order of the molecule."""
+        atom_keys, bond_keys = self.keys(skeleton)
+        return [self.atoms[key] for key in atom_keys], [self.bonds[key] for key in bond_keys]
+
     def vectors(self, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:
         """f32[atom, feature] and f32[bond, feature], in the order of the molecule."""
-        atom_keys, bond_keys = self.keys(skeleton)
-        return self.atoms.look_up(atom_keys), self.bonds.look_up(bond_keys)
+        atom_rows, bond_rows = self.rows(skeleton)
+        return self.atoms.at(atom_rows), self.bonds.at(bond_rows)
 
 
 def _one_hot(value: object, choices: Sequence) -> list[float]:
@@ -121,8 +128,7 @@ def _tilework_keys(skeleton: Skeleton) -> tuple[Iterator[tuple], Iterator[tuple]
                     map(atom.GetTotalNumHs, atoms, repeat(True)), map(atom.GetHybridization, atoms),
                     map(atom.GetIsAromatic, atoms), map(atom.GetMass, atoms), atom_labels, atom_rings, atom_ring_bonds,
                     strict=True)
-    bond_keys = zip(map(bond.GetBondType, bonds), map(bond.GetIsConjugated, bonds), bond_labels, bond_rings,
-                    strict=True)
+    bond_keys = zip(skeleton.kinds, map(bond.GetIsConjugated, bonds), bond_labels, bond_rings, strict=True)
     return atom_keys, bond_keys
 
 
@@ -182,7 +188,8 @@ def cip_labels(skeleton: Skeleton) -> tuple[list[str], list[str]]:
     """
     atoms, bonds = [""] * len(skeleton.atoms), [""] * len(skeleton.bonds)
     centres = [atom.GetIdx() for atom in skeleton.molecule.GetAtomsMatchingQuery(_HAS_CHIRAL_TAG)]
-    double_bonds = [i for i, stereo in enumerate(map(Chem.Bond.GetStereo, skeleton.bonds)) if stereo]
+    double_bonds = [i for i, kind in enumerate(skeleton.kinds)
+                    if kind == Chem.BondType.DOUBLE and skeleton.bonds[i].GetStereo()]
     if not centres and not double_bonds:
         return atoms, bonds
     labelled = Chem.Mol(skeleton.molecule)  # labelling rewrites how the stereo of a bond is stored
@@ -209,7 +216,7 @@ def _chemprop_keys(skeleton: Skeleton) -> tuple[Iterator[tuple], Iterator[tuple]
     atom_keys = zip(map(atom.GetAtomicNum, atoms), map(atom.GetTotalDegree, atoms), map(atom.GetFormalCharge, atoms),
                     map(atom.GetChiralTag, atoms), map(atom.GetTotalNumHs, atoms), map(atom.GetHybridization, atoms),
                     map(atom.GetIsAromatic, atoms), map(atom.GetMass, atoms), strict=True)
-    bond_keys = zip(map(bond.GetBondType, bonds), map(bond.GetIsConjugated, bonds), map(bond.IsInRing, bonds),
+    bond_keys = zip(skeleton.kinds, map(bond.GetIsConjugated, bonds), map(bond.IsInRing, bonds),
                     map(bond.GetStereo, bonds), strict=True)
     return atom_keys, bond_keys
 

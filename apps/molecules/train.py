@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rdkit import Chem
+from rdkit import Chem, rdBase
 
 from apps.app import Report
 from apps.molecules import baselines
@@ -310,6 +310,7 @@ def _baseline_features(example: Example) -> np.ndarray:
     """What the ridge sees: Morgan fingerprint and counts of both sides of a reaction, and the network's descriptors."""
     columns = [example.descriptors]
     for side in example.key.split(">>"):
-        molecule = Chem.MolFromSmiles(side)
+        with rdBase.BlockLogs():
+            molecule = Chem.MolFromSmiles(side)
         columns += [np.log1p(fingerprint(molecule)), counts(molecule)]
     return np.concatenate(columns)

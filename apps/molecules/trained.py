@@ -80,7 +80,8 @@ class Architecture:
                                            aggregation=self.aggregation, dropout=self.dropout, norm=self.norm,
                                            activation=function)
         elif self.name == "mpnn":
-            encoder, width = EdgeEncoder.init(first, atom, edge, self.hidden, depth=self.depth), 2 * self.hidden
+            encoder = EdgeEncoder.init(first, atom, edge, self.hidden, depth=self.depth, distances=features.distances)
+            width = 2 * self.hidden
         else:
             encoder = GatedEncoder.init(first, atom, BOND_KINDS, self.hidden, depth=self.depth)
         head = MLP.init(second, (width + described, *self.head, outputs), activation=function)

@@ -72,14 +72,14 @@ class SetReader(Module):
 
 
 class Messenger(Module):
-    """One step of message passing along four edges and a padding edge."""
+    """One step of message passing along four edges: 1 to 0, 0 and 2 to 1, 1 to 2, and two places without an edge."""
 
     network: nn.EdgeNetwork
     update: nn.GatedUpdate
 
     def __call__(self, atoms: Array, edges: Array) -> Array:
-        source, target = ids(0, 1, 1, 2, 9), ids(1, 0, 2, 1, 9)
-        return self.update(atoms, nn.edge_messages(atoms, self.network(edges), source, target))
+        senders = ids(1, 9, 0, 2, 1, -1).reshape(3, 2)
+        return self.update(atoms, nn.edge_messages(atoms, self.network.matrices, self.network(edges), senders))
 
 
 MASK = as_array(np.arange(15).reshape(3, 5) % 4 != 1)
@@ -114,7 +114,7 @@ LAYERS = {
     "attention": (nn.MultiHeadAttention.init(KEY, 6, 2), [(2, 3, 6), (2, 5, 6)], lambda layer, x, y: layer(x, y, MASK),
                   [(2, 3, 6)]),
     "messages": (Messenger(nn.EdgeNetwork.init(KEY, 2, 4, hidden=(5,)), nn.GatedUpdate.init(KEY, 4, 4)),
-                 [(3, 4), (5, 2)], None, [(3, 4)]),
+                 [(3, 4), (3, 2, 2)], None, [(3, 4)]),
     "readouts": (SetReader(nn.Set2Set.init(KEY, 4, 3), nn.GatedReadout.init(KEY, 4, 4, 2, hidden=(3,))), [(7, 4)], None,
                  [(3, 8), (3, 2)]),
     "max_pool": (None, [(2, 5, 6, 2)], lambda _, x: nn.max_pool(x, (3, 2), stride=2, padding="same"), [(2, 3, 3, 2)]),
@@ -357,14 +357,36 @@ def test_initialisers_have_their_variance(initialiser, variance, bounded):
 SOURCE, TARGET, KIND = ids(0, 1, 1, 2, 3, 0), ids(1, 0, 2, 1, 3, 1), ids(0, 1, 2, 0, 1, 1)
 
 
-def test_edge_messages_equal_loop_and_typed_messages():
+ARRIVING = as_array(np.array([[1, -1, 6], [0, 5, 3], [2, 6, -1], [4, 6, 2**20]], np.int32))
+"""The edges that end at each atom; -1, 6 and 2**20 are none."""
+
+
+def senders() -> Array:
+    return ops.gather(SOURCE + 1, ARRIVING, axis=0) - 1
+
+
+def test_edge_and_typed_messages_equal_a_loop_over_edges():
     atoms, matrices = drawn(4, 3), drawn(3, 3, 3, seed=1)
     expected = np.zeros((4, 3))
     for source, target, kind in zip(SOURCE.numpy(), TARGET.numpy(), KIND.numpy(), strict=True):
         expected[target] += matrices.numpy()[kind] @ atoms.numpy()[source]
-    by_edge = nn.edge_messages(atoms, ops.gather(matrices, KIND, axis=0), SOURCE, TARGET)
-    np.testing.assert_allclose(by_edge, expected, rtol=1e-12)
+    coefficients = ops.gather(ops.one_hot(KIND, 3, "f64"), ARRIVING, axis=0)
+    turned = ops.transpose(matrices, axes=(0, 2, 1))
+    np.testing.assert_allclose(nn.edge_messages(atoms, turned, coefficients, senders()), expected, rtol=1e-12)
     np.testing.assert_allclose(nn.typed_messages(atoms, matrices, KIND, SOURCE, TARGET), expected, rtol=1e-12)
+
+
+def test_edge_messages_are_those_of_the_matrix_that_a_linear_layer_makes_for_each_edge():
+    """A(e) = W g + b, as Gilmer et al. write it, with a matrix an edge."""
+    network, atoms, edges = double(nn.EdgeNetwork.init(KEY, 2, 3, hidden=(7, 5))), drawn(4, 3), drawn(6, 2, seed=1)
+    hidden = nn.relu(network.hidden(edges)).numpy()
+    flat = network.matrices.numpy().reshape(6, 9)
+    matrices = (hidden @ flat[:-1] + flat[-1]).reshape(6, 3, 3)
+    expected = np.zeros((4, 3))
+    for source, target, matrix in zip(SOURCE.numpy(), TARGET.numpy(), matrices, strict=True):
+        expected[target] += atoms.numpy()[source] @ matrix
+    coefficients = ops.gather(network(edges), ARRIVING, axis=0)
+    np.testing.assert_allclose(nn.edge_messages(atoms, network.matrices, coefficients, senders()), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("outside", [-1, 4, 2**20])
@@ -374,8 +396,12 @@ def test_padding_edges_add_nothing(outside):
     kind = ops.concatenate([KIND, ids(2)])
     np.testing.assert_array_equal(nn.typed_messages(atoms, matrices, kind, *padded),
                                   nn.typed_messages(atoms, matrices, KIND, SOURCE, TARGET))
-    np.testing.assert_array_equal(nn.edge_messages(atoms, ops.gather(matrices, kind, axis=0), *padded),
-                                  nn.edge_messages(atoms, ops.gather(matrices, KIND, axis=0), SOURCE, TARGET))
+    coefficients = drawn(4, 2, 3, seed=2)
+    wider = ops.concatenate([coefficients, drawn(4, 1, 3, seed=3)], axis=1)
+    places = ids(1, 0, 3, 3, 2, 0, 0, 1).reshape(4, 2)
+    more = ops.concatenate([places, ops.full((4, 1), outside, "i32")], axis=1)
+    np.testing.assert_allclose(nn.edge_messages(atoms, matrices, wider, more),
+                               nn.edge_messages(atoms, matrices, coefficients, places), rtol=1e-14)
 
 
 def test_readouts_do_not_depend_on_order_or_padding():

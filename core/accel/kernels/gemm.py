@@ -93,11 +93,12 @@ def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
     if out.size == 0:
         return []
     batch = _batch_dims(a, packed, out)
-    rows: tuple[Dim, ...] = ((a.shape[-2], a.strides[-2], out.strides[-2]),)
+    rows: tuple[Dim, ...] = ((a.shape[-2], a.strides[-2]),)
     while batch and batch[-1][2] == 0 and _continues(batch[-1][3], out, rows):
-        extent, along, _, to = batch[-1]
-        rows, batch = ((extent, along, to), *rows), batch[:-1]
-    product = Product(a, packed, out, rows=rows, columns=out.shape[-1], depth=(a.shape[-1], a.strides[-1]), batch=batch)
+        rows = (batch[-1][:2], *rows)
+        batch = batch[:-1]
+    product = Product(a, packed, out, rows=rows, row_stride=out.strides[-2], columns=out.shape[-1],
+                      depth=(a.shape[-1], a.strides[-1]), batch=batch)
     return [product.step("matmul")]
 
 
@@ -119,7 +120,8 @@ class Product:
 
     Attributes
     ----------
-    rows : (extent, stride in a, stride in out) of the dims that together count the rows, outermost first
+    rows : (extent, stride in a) of the dims that together count the rows, outermost first
+    row_stride : elements of out between two rows
     depth : (extent, stride in a) of the innermost sum
     batch : (extent, stride in a, stride in packed, stride in out) of the dims that count independent products
     taps : offsets in a of the outer sum
@@ -130,6 +132,7 @@ class Product:
     packed: View
     out: View
     rows: tuple[Dim, ...]
+    row_stride: int
     columns: int
     depth: tuple[int, int]
     batch: tuple[Dim, ...] = ()
@@ -141,7 +144,7 @@ class Product:
         if not self.taps:
             return replace(self, taps=(0,), depth=(0, 1)).step(name)
         block = block_for(host(), self.out.dtype.short)
-        row_count = prod(dim[0] for dim in self.rows)
+        row_count = prod(extent for extent, _ in self.rows)
         products = prod(dim[0] for dim in self.batch)
         tap_block, depth_block, copies = self._reduction_blocks(block)
         panels = ceil(self.columns / block.columns)
@@ -149,7 +152,7 @@ class Product:
         groups = _column_groups(panels, row_blocks * products, block, tap_block * depth_block)
         group_panels = ceil(panels / groups)
         groups = ceil(panels / group_panels)
-        dims = (row_count, self.columns, *self.depth, len(self.taps), self.tap_stride,
+        dims = (row_count, self.columns, *self.depth, self.row_stride, len(self.taps), self.tap_stride,
                 self.packed.strides[-3], tap_block, depth_block, copies, row_blocks, groups, group_panels,
                 len(self.rows), len(self.batch), *sum(self.rows, ()), *sum(self.batch, ()),
                 *self.taps)
@@ -289,21 +292,21 @@ def product_kernel(block: Block, source: str) -> Any:
     read, write = getattr(pointer, source), getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
     copy_rows, copy_adjacent, converts = simd.copy_rows(block.rows), simd.copy_adjacent(block), source != block.element
-    table_on_stack = simd.stack(types.int64, 3 * block.rows + COPY_DEPTH)
+    table_on_stack = simd.stack(types.int64, 2 * block.rows + COPY_DEPTH)
     copy_on_stack = simd.stack(simd.FLOATS[block.element], COPY_DEPTH * block.rows)
     height, width = block.rows, block.columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        row_count, columns, depth, depth_stride, taps, tap_stride = d[0], d[1], d[2], d[3], d[4], d[5]
-        panel_stride, tap_block, depth_block, copies, row_blocks = d[6], d[7], d[8], d[9], d[10]
-        groups, group_panels, row_rank, batch_rank, row_dims = d[11], d[12], d[13], d[14], at(d, 15)
-        batch_dims = at(row_dims, 3 * row_rank)
+        row_count, columns, depth, depth_stride, row_stride = d[0], d[1], d[2], d[3], d[4]
+        taps, tap_stride, panel_stride, tap_block, depth_block = d[5], d[6], d[7], d[8], d[9]
+        copies, row_blocks, groups, group_panels, row_rank, batch_rank = d[10], d[11], d[12], d[13], d[14], d[15]
+        row_dims = at(d, 16)
+        batch_dims = at(row_dims, 2 * row_rank)
         tap_offsets = at(batch_dims, 4 * batch_rank)
-        last_dim = at(row_dims, 3 * (row_rank - 1))
-        inner, inner_stride, inner_step = last_dim[0], last_dim[1], last_dim[2]
+        inner, inner_stride = row_dims[2 * row_rank - 2], row_dims[2 * row_rank - 1]
         adjacent = inner_stride == 1 and row_rank == 1 and not converts
         offsets, copy = table_on_stack(), copy_on_stack()
-        out_offsets, neighbours, copied_taps = at(offsets, height), at(offsets, 2 * height), at(offsets, 3 * height)
+        neighbours, copied_taps = at(offsets, height), at(offsets, 2 * height)
         for row in range(height):
             neighbours[row] = row
         unit = begin
@@ -329,10 +332,8 @@ def product_kernel(block: Block, source: str) -> Any:
                         for row in range(height):
                             if row >= rows or (row > 0 and position < inner):
                                 offsets[row] = offsets[row - 1] + (inner_stride if row < rows else 0)
-                                out_offsets[row] = out_offsets[row - 1] + (inner_step if row < rows else 0)
                             else:
-                                offsets[row] = strided(row_dims, row_rank, 3, 1, first_row + row)
-                                out_offsets[row] = strided(row_dims, row_rank, 3, 2, first_row + row)
+                                offsets[row] = strided(row_dims, row_rank, 2, 1, first_row + row)
                                 position = first_row % inner if row == 0 else 0
                             position += 1
                         part = a_offset + start * depth_stride
@@ -352,8 +353,8 @@ def product_kernel(block: Block, source: str) -> Any:
                         for panel in range(first_panel, last_panel):
                             tile(a, a_rows, a_stride, a_taps, tap_count,
                                  at(packed, panel * panel_stride + tap * tap_stride + start * width), tap_stride,
-                                 width, count, at(out, panel * width), out_offsets, rows, columns - panel * width,
-                                 tap + start)
+                                 width, count, at(out, first_row * row_stride + panel * width), row_stride, rows,
+                                 columns - panel * width, tap + start)
             unit = stop
 
     return kernel
@@ -370,7 +371,7 @@ def thin_kernel(block: Block) -> Any:
 
     typed = getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
-    table_on_stack = simd.stack(types.int64, 2 * block.rows + 1)
+    table_on_stack = simd.stack(types.int64, block.rows + 1)
     height, width = block.rows, block.columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -378,16 +379,16 @@ def thin_kernel(block: Block) -> Any:
         batch_dims = at(d, 8)
         chunks = (columns + width - 1) // width
         offsets = table_on_stack()
-        out_offsets, origin = at(offsets, height), at(offsets, 2 * height)
+        origin = at(offsets, height)
         origin[0] = 0
         for row in range(height):
-            offsets[row], out_offsets[row] = min(row, rows - 1) * a_row, min(row, rows - 1) * out_row
+            offsets[row] = min(row, rows - 1) * a_row
         for unit in range(begin, end):
             product, first = unit // chunks, unit % chunks * width
             a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product))
             b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + first)
             out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
-            tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, depth, out, out_offsets, rows, columns - first, 0)
+            tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, depth, out, out_row, rows, columns - first, 0)
 
     return kernel
 

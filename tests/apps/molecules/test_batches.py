@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
 
-from apps.molecules.batches import Batch, Sample, batches, bucket, collate
+from apps.molecules.batches import DEGREES, Batch, Sample, batches, bucket, collate
 from apps.molecules.features import featurise
 from core.engine.errors import ConfigError
 
@@ -46,6 +46,10 @@ def test_every_molecule_can_be_cut_out_again(samples: list[Sample], spare: int) 
     for index in (batch.source, batch.target):
         assert (index[edges:] == len(batch.atoms)).all() and (index[:edges] < atoms).all()
     assert (batch.reverse[edges:] == len(batch.edges)).all() and (batch.reverse[:edges] < edges).all()
+    listed = [ends[ends < len(batch.edges)] for ends in batch.arriving]
+    for atom, ends in enumerate(listed):
+        np.testing.assert_array_equal(ends, np.flatnonzero(batch.target == atom))
+    assert batch.arriving.shape == (len(batch.atoms), bucket(max(map(len, listed)), DEGREES, DEGREES))
     assert (np.diff(batch.target) >= 0).all() and (np.diff(batch.molecule) >= 0).all()
     assert not batch.atoms[atoms:].any() and not batch.edges[edges:].any()
     assert not batch.weights[len(samples):].any() and not batch.mask[len(samples):].any()
@@ -56,7 +60,7 @@ def test_every_molecule_can_be_cut_out_again(samples: list[Sample], spare: int) 
 def test_dtypes_are_single_precision() -> None:
     batch = collate(SAMPLES, 8)
     for field in fields(batch):
-        integer = field.name in ("source", "target", "reverse", "molecule", "rows")
+        integer = field.name in ("source", "target", "reverse", "arriving", "molecule", "rows")
         assert getattr(batch, field.name).dtype == (np.int32 if integer else np.float32), field.name
 
 
@@ -76,6 +80,7 @@ def test_buckets_hold_and_waste_little(count: int) -> None:
 
 def test_buckets_are_few() -> None:
     assert len({bucket(count) for count in range(100_000)}) < 45
+    assert sorted({bucket(count, DEGREES, DEGREES) for count in range(30)}) == [4, 8, 12, 16, 20, 24, 32]
 
 
 def test_streams_keep_their_order_and_end_padded() -> None:

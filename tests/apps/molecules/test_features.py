@@ -11,7 +11,14 @@ from rdkit import Chem, rdBase
 
 from apps.molecules.chemprop import read_chemprop
 from apps.molecules.descriptors import COUNT_NAMES, DESCRIPTOR_NAMES, counts, descriptors, fingerprint
-from apps.molecules.features import MoleculeGraph, complete_graph, feature_widths, featurise, featurise_reaction
+from apps.molecules.features import (
+    MoleculeGraph,
+    complete_graph,
+    feature_widths,
+    featurise,
+    featurise_all,
+    featurise_reaction,
+)
 from apps.molecules.readers import Record, parse_reaction, read_rows
 from apps.molecules.schemes import SCHEMES
 from core.engine.errors import ConfigError, DataError
@@ -44,6 +51,20 @@ def test_spelling_does_not_matter(smiles: str, explicit: bool) -> None:
     graph = featurise(molecule, explicit_hydrogens=explicit)
     for other in respelled(molecule, 20):
         assert_same(graph, featurise(other, explicit_hydrogens=explicit))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("explicit", [False, True])
+def test_company_does_not_matter(scheme: str, explicit: bool) -> None:
+    molecules = [Chem.MolFromSmiles(text) for text in (*PLAIN, *STEREO)]
+    together = featurise_all(molecules, scheme=scheme, explicit_hydrogens=explicit)
+    for molecule, graph in zip(molecules, together, strict=True):
+        alone = featurise(molecule, scheme=scheme, explicit_hydrogens=explicit)
+        assert_same(graph, alone)
+        np.testing.assert_array_equal(graph.origin, alone.origin)
+        assert [array.dtype for array in arrays(graph).values() if isinstance(array, np.ndarray)] == [
+            np.float32, np.float32, *[np.int32] * 4]
+    assert featurise_all([]) == []
 
 
 @pytest.mark.realdata

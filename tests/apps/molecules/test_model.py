@@ -11,7 +11,7 @@ from rdkit import Chem
 
 from apps.molecules.batches import Batch, collate
 from apps.molecules.data import Example, Features, samples
-from apps.molecules.model import Predictor
+from apps.molecules.model import CENTRES, Predictor, gaussians
 from apps.molecules.readers import Record, read_rows
 from apps.molecules.train import loss
 from core.engine.array import as_array
@@ -144,10 +144,15 @@ def in_space(molecule: Chem.Mol, coordinates: np.ndarray) -> Example:
     return DISTANCES.example(Record(1, "", molecule, None, coordinates, np.zeros(0), {}), keyed=False)
 
 
+def molecules_in_space(realdata: Path, count: int) -> list[Record]:
+    """Some of the first 400 molecules of QM7."""
+    rows = read_rows(realdata / "molecules" / "qm7" / "qm7_7101.xyz.gz")
+    return [record for _, record in zip(range(400), rows, strict=False) if isinstance(record, Record)][::400 // count]
+
+
 @pytest.mark.realdata
 def test_motion_and_numbering_do_not_matter_and_distances_do(realdata: Path) -> None:
-    rows = read_rows(realdata / "molecules" / "qm7" / "qm7_7101.xyz.gz")
-    records = [record for _, record in zip(range(400), rows, strict=False) if isinstance(record, Record)][::20]
+    records = molecules_in_space(realdata, 20)
     built, generator = network("mpnn", DISTANCES), np.random.default_rng(0)
     for number, record in enumerate(records):
         here = record.coordinates
@@ -160,6 +165,24 @@ def test_motion_and_numbering_do_not_matter_and_distances_do(realdata: Path) -> 
         np.testing.assert_allclose(values, np.full(3, values[0]), rtol=CLOSE)
         stretched = predict(built, [in_space(record.molecule, here * 1.1)], 1)[0, 0]
         assert abs(stretched - values[0]) > 10 * CLOSE * abs(values[0])
+
+
+@pytest.mark.realdata
+def test_batch_mates_do_not_matter_where_every_pair_of_atoms_is_an_edge(realdata: Path) -> None:
+    """The widest molecule of a batch sets how many edges an atom has room for."""
+    found = [in_space(record.molecule, record.coordinates) for record in molecules_in_space(realdata, 20)
+             if record.coordinates is not None]
+    assert len({batch_of([part], 1).arriving.shape[1] for part in found}) > 2
+    built = network("mpnn", DISTANCES)
+    alone = np.concatenate([predict(built, [part], 1) for part in found])
+    for order in (np.arange(20), np.random.default_rng(1).permutation(20)):
+        np.testing.assert_allclose(predict(built, [found[place] for place in order], 33), alone[order], rtol=CLOSE)
+
+
+def test_gaussians_of_a_distance_are_1_at_their_centre_and_equal_halfway_between_two() -> None:
+    values = gaussians(as_array(np.array([[0.5], [1.375], [6.25]]))).numpy()
+    assert values.shape == (3, CENTRES) and values[0, 0] == values[2, -1] == 1
+    assert values[0].argmax() == 0 and values[1, 3] == values[1, 4] == pytest.approx(np.exp(-1 / 8))
 
 
 def test_a_jitted_network_gives_what_the_eager_one_does() -> None:

@@ -1,20 +1,29 @@
-"""`tilework molecules predict`: columns, order, refusals, units, the same value in any company, and level memory."""
+"""`tilework molecules predict`: columns, order, refusals, units, the same value in any company and by any number of
+processes, how it is stopped, and level memory."""
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rdkit import Chem
 
-from apps.molecules.predict import predict_smiles
-from apps.molecules.readers import DEFAULT_LIMITS, Record, read_rows
+from apps.molecules import predict as prediction
+from apps.molecules.formats import Row
+from apps.molecules.predict import Part, answer, parts, predict_smiles
+from apps.molecules.readers import DEFAULT_LIMITS, Record, read_rows, text_rows
 from apps.molecules.trained import Trained
+from core.accel import threads
 from core.engine.errors import DataError
 from core.engine.run import RunDirectory
 from tests.apps.molecules.small import (
@@ -139,6 +148,104 @@ def test_one_smiles_that_cannot_be_read_says_why(models: dict[str, Trained]) -> 
         predict_smiles(models["dmpnn"], "c1cc", DEFAULT_LIMITS)
 
 
+# ------------------------------------------------------------------------------------------------ processes
+
+BAD = ("c1cc", "", "caf\u00e9", "C" * 501, "[CH4:1]>>[CH4:1]", '"CCO')
+PROGRAM = "import sys; from apps.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def few_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two parts are a long file, and the number of threads is as before afterwards."""
+    monkeypatch.setattr(prediction, "FEW_PARTS", 2)
+    before = threads.pool().threads
+    yield
+    threads.set_threads(before)
+
+
+@pytest.mark.usefixtures("few_parts")
+def test_any_number_of_processes_writes_the_same_files(run: Path, nci: Path, tmp_path: Path) -> None:
+    good = [row["smiles"] for row in table(nci)]
+    texts = [text for bad in BAD for text in (*good, bad)] + ["\udcff", *good]
+    content = "smiles\n" + "".join(f"{text}\n" for text in texts)
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(content.encode("utf-8", "surrogateescape")))
+    written = []
+    for count in (1, 2, 3):
+        threads.set_threads(count)
+        outcome = molecules("predict", run, tmp_path / "in.csv.gz", "--out", tmp_path / "out.csv", "--json")
+        assert (outcome.code, outcome.numbers) == (4, {"predicted": 420, "refused": 7})
+        written.append([(tmp_path / name).read_bytes() for name in ("out.csv", "refused.csv")])
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_long_file_without_a_usable_row_is_one_clear_sentence(run: Path, tmp_path: Path, count: int) -> None:
+    threads.set_threads(count)
+    data = write_table(tmp_path / "in.csv", ["smiles"], [("c1cc",)] * 200)
+    outcome = molecules("predict", run, data, "--out", tmp_path / "out.csv")
+    assert outcome.code == 3
+    assert outcome.err == ("in.csv has no usable row among its 200 rows; "
+                           "row 1: RDKit cannot parse it: unclosed ring.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("file", ["qm7/qm7_7101.xyz.gz", "chemprop_fixtures/rxn.csv", "moleculenet/HIV.csv.gz", "sdf"])
+def test_a_part_arrives_as_it_was_sent(realdata: Path, tmp_path: Path, models: dict[str, Trained], file: str) -> None:
+    path = realdata / "molecules" / file
+    if file == "sdf":
+        path = tmp_path / "all.sdf"
+        path.write_text("".join(f"{Chem.MolToMolBlock(Chem.MolFromSmiles(text))}> <x>\n1\n\n$$$$\n" for text in SMILES))
+    part = next(parts(text_rows(path)))
+    arrived = Part.parse(part.dump())
+    assert [tuple(row.lines) for row in arrived.rows] == [tuple(row.lines) for row in part.rows]
+    assert [(row.text, row.columns, row.reason) for row in arrived.rows] == [
+        (row.text, row.columns, row.reason) for row in part.rows]
+    sent, back = (answer(models["dmpnn"], DEFAULT_LIMITS, one) for one in (part, arrived))
+    assert sent == back and len(sent.predicted) + len(sent.refused) == len(part.rows)
+
+
+def test_parts_hold_all_rows_and_few_characters() -> None:
+    rows = [Row("C" * (number * 7919 % 400_000)) for number in range(300)]
+    found = list(parts(rows))
+    assert [row for part in found for row in part.rows] == rows
+    assert [part.first for part in found] == [1 + sum(len(part.rows) for part in found[:place])
+                                              for place in range(len(found))]
+    assert max(sum(row.characters for row in part.rows) for part in found) < prediction.LARGEST_PART + 400_000
+    assert list(parts([])) == []
+
+
+@pytest.mark.parametrize(("victim", "number", "code", "says"), [
+    ("worker", signal.SIGKILL, 5, "out of memory: a worker process was killed"),
+    ("owner", signal.SIGINT, 130, "interrupted"),
+    ("owner", signal.SIGTERM, -15, ""),
+])
+def test_a_prediction_that_is_stopped_leaves_no_file_and_no_process(run: Path, nci: Path, tmp_path: Path, victim: str,
+                                                                    number: signal.Signals, code: int,
+                                                                    says: str) -> None:
+    texts = [row["smiles"] for row in table(nci)] * 1000
+    data = write_table(tmp_path / "in.csv", ["smiles"], [(text,) for text in texts])
+    words = [sys.executable, "-c", PROGRAM, "molecules", "predict", run, data, "--out", tmp_path / "out.csv"]
+    owner = subprocess.Popen([*map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                             env={**os.environ, "TILEWORK_THREADS": "2"})
+    children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
+    while len(workers := children.read_text().split()) < 2:
+        assert owner.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(int(workers[0]) if victim == "worker" else owner.pid, number)
+    _, told = owner.communicate()
+    assert (owner.returncode, told.count("\n")) == (code, 1 if says else 0), told
+    assert told.startswith(says)
+    assert not (tmp_path / "out.csv").exists() and not (tmp_path / "refused.csv").exists()
+    for _ in range(600):
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
+            return
+        time.sleep(0.05)
+    pytest.fail("a worker lives on")
+
+
 # ------------------------------------------------------------------------------------------------ memory
 
 
@@ -155,7 +262,7 @@ PEAK = """
 import resource, sys
 from apps.cli import main
 code = main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peaks", *[resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)])
 sys.exit(code)
 """
 
@@ -163,15 +270,15 @@ sys.exit(code)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(run: Path, nci: Path, tmp_path: Path) -> None:
     peaks = []
-    for copies in (34, 340):
+    for copies in (68, 680):
         texts = [row["smiles"] for row in table(nci)] * copies
         data = write_table(tmp_path / "in.csv", ["smiles"], [(text,) for text in texts])
         words = ["molecules", "predict", run, data, "--out", tmp_path / "out.csv"]
         done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
                               check=True)
-        peaks.append(int(done.stdout.split("peak ")[1]))
+        peaks.append([int(word) for word in done.stdout.split("peaks ")[1].split()])
         assert len(table(tmp_path / "out.csv")) == 60 * copies
-    assert peaks[1] < peaks[0] * 1.05
+    assert all(long < short * 1.05 for short, long in zip(*peaks, strict=True)), peaks
 
 
 # ------------------------------------------------------------------------------------------------ three dimensions

@@ -129,8 +129,6 @@ def test_dative_arrows_are_no_reactions(tmp_path: Path) -> None:
     ("smiles,y\n", {}, "molecules.csv has no usable row among its 0 rows; it holds none at all."),
     ("smiles,y\nC1,1\n,2\n", {}, "molecules.csv has no usable row among its 2 rows; "
                                  "row 1: RDKit cannot parse it: unclosed ring."),
-    ("smiles,y\nCC,1\n", {"targets": ["y"], "units": {"z": "eV"}},
-     "A unit is given for 'z', which is not a target; the targets are 'y'."),
     (b"PK\x03\x04rest", {}, "molecules.csv is an Excel workbook or a zip archive; save the table as CSV."),
 ])
 def test_a_file_that_cannot_be_used_is_one_clear_sentence(tmp_path: Path, text, options: dict, message: str) -> None:
