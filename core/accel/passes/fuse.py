@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from core.accel.step import View, contiguous, row_major
 from core.accel.views import VIEWS, iota, is_whole, kept_shape, look, reshaped, spread
@@ -172,7 +173,7 @@ class _Fuser:
                         if value.aval.shape == node.shape:
                             readers.setdefault((value, node.shape, node.axes), []).append(node)
         for nodes in readers.values():
-            for first, second in zip(nodes, nodes[1:], strict=False):
+            for first, second in pairwise(nodes):
                 while first.merged is not None:
                     first = first.merged
                 if second.merged is None:
