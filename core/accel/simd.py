@@ -109,7 +109,7 @@ class _Operands:
     b_stride: Any
     depth: Any
     c: Any
-    c_stride: Any
+    c_offsets: Any
     rows: Any
     columns: Any
     accumulate: Any
@@ -122,17 +122,15 @@ def _emit_tile(builder: Any, block: Block, height: int, vectors: int, given: _Op
     masks = [lanes.mask(given.columns, start) for start in starts]
     b_masks = masks if block.columns_masked else [None] * vectors
     slots = [[lanes.slot() for _ in starts] for _ in range(height)]
-    last_row = builder.sub(given.rows, INDEX(1))
     row_offsets = [builder.load(builder.gep(given.row_offsets, [INDEX(row)])) for row in range(height)]
 
-    def c_row(row: Any) -> Any:
-        return builder.gep(given.c, [builder.mul(row, given.c_stride)])
+    def c_row(row: int) -> Any:
+        return builder.gep(given.c, [builder.load(builder.gep(given.c_offsets, [INDEX(row)]))])
 
     with builder.if_else(builder.icmp_signed("!=", given.accumulate, INDEX(0))) as (resume, fresh):
         with resume:
             for row, row_slots in enumerate(slots):
-                within = builder.icmp_signed("<", INDEX(row), last_row)
-                pointer = c_row(builder.select(within, INDEX(row), last_row))
+                pointer = c_row(row)
                 for slot, start, mask in zip(row_slots, starts, masks, strict=True):
                     builder.store(lanes.load(builder.gep(pointer, [INDEX(start)]), mask), slot)
         with fresh:
@@ -156,27 +154,27 @@ def _emit_tile(builder: Any, block: Block, height: int, vectors: int, given: _Op
     for row, row_slots in enumerate(slots):
         with builder.if_then(builder.icmp_signed("<", INDEX(row), given.rows)):
             for slot, start, mask in zip(row_slots, starts, masks, strict=True):
-                lanes.store(builder.load(slot), builder.gep(c_row(INDEX(row)), [INDEX(start)]), mask)
+                lanes.store(builder.load(slot), builder.gep(c_row(row), [INDEX(start)]), mask)
 
 
 def tile(block: Block) -> Any:
     """A function for kernels that computes one register block of C, at most `block.rows` x `block.columns`:
 
-    ``c[i, j] (+)= sum over t, k of a[row_offsets[i] + tap_offsets[t] + k * depth_stride] * b[t, k, j]``
+    ``c[c_offsets[i] + j] (+)= sum over t, k of a[row_offsets[i] + tap_offsets[t] + k * depth_stride] * b[t, k, j]``
 
-    It is called ``tile(a, row_offsets, depth_stride, tap_offsets, taps, b, tap_stride, b_stride, depth, c, c_stride,
-    rows, columns, accumulate)``. Strides and offsets count elements; j has stride 1 in b and c. `row_offsets` must
-    hold `block.rows` readable offsets even where `rows` is less. Sums run in the order of t, then k, one fused
+    It is called ``tile(a, row_offsets, depth_stride, tap_offsets, taps, b, tap_stride, b_stride, depth, c, c_offsets,
+    rows, columns, accumulate)``. Strides and offsets count elements; j has stride 1 in b. `row_offsets` and `c_offsets`
+    must hold `block.rows` readable offsets even where `rows` is less. Sums run in the order of t, then k, one fused
     multiply-add each.
     """
     pointer = types.CPointer(FLOATS[block.element])
     index, offsets = types.int64, types.CPointer(types.int64)
-    arguments = (pointer, offsets, index, offsets, index, pointer, index, index, index, pointer, *[index] * 4)
+    arguments = (pointer, offsets, index, offsets, index, pointer, index, index, index, pointer, offsets, *[index] * 3)
     widths = (1, block.vectors) if block.vectors > 1 else (1,)
 
     @intrinsic
     def emit(typing_context: Any, a: Any, row_offsets: Any, depth_stride: Any, tap_offsets: Any, taps: Any, b: Any,
-             tap_stride: Any, b_stride: Any, depth: Any, c: Any, c_stride: Any, rows: Any, columns: Any,
+             tap_stride: Any, b_stride: Any, depth: Any, c: Any, c_offsets: Any, rows: Any, columns: Any,
              accumulate: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             given = _Operands(*values)

@@ -10,7 +10,10 @@ import pytest
 from stepping import Memory
 
 from core.accel.kernels.conv import conv, conv_dw
-from core.engine import dtypes
+from core.engine import dtypes, ops
+from core.engine.grad import vjp
+from core.engine.jit import jit
+from core.engine.ops.contract import mirror
 
 
 def padded(x, padding, input_dilation):
@@ -104,6 +107,16 @@ CASES = {  # x, w, stride, padding, dilation, input dilation, groups
     "stem 7x7": ((2, 32, 30, 3), (7, 7, 3, 64), (2, 2), ((3, 3), (3, 3)), (1, 1), (1, 1), 1),
     "atrous": ((1, 14, 14, 8), (3, 3, 8, 16), (1, 1), ((2, 2), (2, 2)), (2, 2), (1, 1), 1),
     "transposed": ((1, 7, 7, 16), (4, 4, 16, 8), (1, 1), ((2, 2), (2, 2)), (1, 1), (2, 2), 1),
+    "transposed without overlap": ((2, 3, 5, 8), (4, 4, 8, 40), (1, 1), ((3, 3), (3, 3)), (1, 1), (4, 4), 1),
+    "gradient of a strided pointwise": ((2, 4, 4, 40), (1, 1, 40, 33), (1, 1), ((0, 1), (0, 0)), (1, 1), (2, 2), 1),
+    "gradient of a strided 3x3": ((2, 5, 5, 20), (3, 3, 20, 48), (1, 1), ((1, 2), (1, 1)), (1, 1), (2, 2), 1),
+    "spread beyond the kernel": ((1, 4, 3, 9), (2, 2, 9, 7), (1, 1), ((1, 3), (4, 0)), (1, 1), (5, 3), 1),
+    "spread and strided alike": ((1, 6, 5, 6), (3, 4, 6, 8), (2, 4), ((2, 2), (3, 3)), (1, 1), (2, 6), 1),
+    "spread and atrous alike": ((1, 6, 5, 6), (3, 3, 6, 8), (1, 3), ((3, 1), (5, 3)), (2, 3), (4, 3), 1),
+    "spread in groups": ((2, 4, 5, 12), (3, 3, 6, 80), (1, 1), ((1, 1), (2, 0)), (1, 1), (2, 3), 2),
+    "depthwise gradient": ((1, 5, 5, 24), (3, 3, 1, 24), (1, 1), ((1, 2), (1, 2)), (1, 1), (2, 2), 24),
+    "spread sequence": ((3, 7, 12), (5, 12, 20), (1,), ((4, -3),), (1,), (3,), 1),
+    "spread volume": ((1, 3, 2, 4, 16), (3, 3, 3, 16, 32), (1, 1, 1), ((1, 2),) * 3, (1, 1, 1), (2, 2, 2), 1),
     "cropped": ((1, 9, 9, 5), (2, 3, 5, 6), (1, 2), ((-1, -2), (-2, 0)), (1, 1), (1, 1), 1),
     "cropped and spread": ((1, 6, 4, 5), (2, 3, 5, 6), (1, 1), ((-3, 1), (2, -1)), (1, 1), (3, 2), 1),
     "depthwise": ((2, 8, 8, 24), (3, 3, 1, 24), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 24),
@@ -112,6 +125,9 @@ CASES = {  # x, w, stride, padding, dilation, input dilation, groups
     "one pixel": ((3, 1, 1, 4), (3, 3, 4, 5), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1),
     "sequence": ((3, 50, 12), (5, 12, 20), (2,), ((4, 0),), (2,), (1,), 1),
     "volume": ((1, 6, 7, 8, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((1, 1),) * 3, (1, 1, 1), (1, 1, 1), 1),
+    "pointwise to one": ((2, 5, 7, 33), (1, 1, 33, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 1),
+    "pointwise to one, padded": ((2, 5, 7, 16), (1, 1, 16, 1), (1, 1), ((1, 0), (0, 1)), (1, 1), (1, 1), 1),
+    "pointwise to one, spread": ((2, 5, 7, 16), (1, 1, 16, 1), (1, 1), ((1, 0), (0, 1)), (1, 1), (2, 3), 1),
     "one channel": ((1, 20, 20, 1), (5, 5, 1, 6), (1, 1), ((2, 2), (2, 2)), (1, 1), (1, 1), 1),
 }
 
@@ -130,8 +146,8 @@ def test_random_settings_and_strides(seed):
     done = 0
     while done < 10:
         rank = int(rng.integers(1, 4))
-        kernel, stride, dilation = (tuple(rng.integers(1, high, rank).tolist()) for high in (4, 3, 3))
-        input_dilation = tuple(rng.integers(1, 3, rank).tolist()) if rng.random() < 0.4 else (1,) * rank
+        kernel, stride, dilation = (tuple(rng.integers(1, high, rank).tolist()) for high in (4, 4, 3))
+        input_dilation = tuple(rng.integers(1, 5, rank).tolist()) if rng.random() < 0.4 else (1,) * rank
         padding = tuple(map(tuple, rng.integers(-1, 3, (rank, 2)).tolist()))
         groups, group_in, group_out = (int(rng.choice(few)) for few in ([1, 1, 2, 4], [1, 3, 17], [1, 3, 33]))
         shape = (int(rng.integers(1, 4)), *rng.integers(1, 9, rank).tolist(), group_in * groups)
@@ -186,6 +202,45 @@ def test_bfloat16_operands_sum_in_float32(groups):
     np.testing.assert_allclose(found, expected_conv(x32, w32, *SAME, groups=groups), atol=1e-4)
     found = evaluate(conv_dw, [x, ct], w.shape, "float32", (*SAME, groups))
     np.testing.assert_allclose(found, expected_conv_dw(x32, ct32, (3, 3), *SAME, groups=groups), atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+@pytest.mark.parametrize("spread", [2, 3])
+def test_zeros_between_pixels_are_not_multiplied(kernel, spread):
+    memory = Memory()
+    full = kernel - 1
+    out_size = 4 * spread + 1 + full
+    x, w, out = (memory.view(np.zeros(shape)) for shape in ((1, 5, 5, 2), (kernel, kernel, 2, 3),
+                                                            (1, out_size, out_size, 3)))
+    steps = conv(x, w, out, (1, 1), ((full, full),) * 2, (1, 1), (spread, spread), 1)
+    met = sum((pixel + tap - full) % spread == 0 for pixel in range(out_size) for tap in range(kernel))
+    assert sum(step.flops for step in steps) == 2 * 2 * 3 * met**2
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_gradient_reads_a_mirrored_kernel_where_it_lies(groups):
+    def gradient(ct, w):
+        return vjp(lambda x: ops.conv(x, w, stride=(2, 1), padding=((1, 1), (1, 1)), dilation=(1, 1),
+                                      input_dilation=(1, 1), groups=groups), np.zeros((1, 7, 6, 8), np.float32))[1](ct)
+
+    rng = np.random.default_rng(4)
+    ct, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 4, 6, 66), (3, 3, 8 // groups, 66)))
+    expected = jit(gradient, device="reference")(ct, w).numpy()
+    np.testing.assert_allclose(jit(gradient)(ct, w).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert "gather" not in [name for name, *_ in jit(gradient).report(ct, w).steps]
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1, 2)])
+def test_a_mirrored_array_is_a_view(axes):
+    x = np.random.default_rng(5).standard_normal((3, 4, 33)).astype(np.float32)
+
+    def functions(x):
+        mirrored = mirror(x, axes)
+        return (mirrored, mirrored * 2 + x, ops.sum(mirrored, axis=2), ops.exp(mirrored[:, 1:]),
+                ops.reshape(mirrored, shape=(12, 33)) @ ops.transpose(x[0], axes=(1, 0)), mirror(mirrored, axes[:1]))
+
+    for found, expected in zip(jit(functions)(x), jit(functions, device="reference")(x), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_an_input_without_borders_is_not_copied():

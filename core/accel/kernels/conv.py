@@ -1,24 +1,25 @@
 """Convolutions over channels-last arrays, and their weight gradients, as sums of matrix products over taps.
 
-Invariant: loops never test for borders. An input that needs padding or dilation is first copied into scratch that has
-both; after that a kernel position is an offset from an output pixel's first input element.
+Invariant: loops never test for borders. An input that needs padding is first copied into scratch that has it; after
+that a kernel position is an offset from an output pixel's first input element. The zeros of an input dilation are never
+stored: output pixels that meet the same part of the kernel are a plain convolution with that part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product as every
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from core.accel.chips import host
 from core.accel.kernels import narrow, panels
-from core.accel.kernels.gemm import Product, pack
-from core.accel.step import Buffer, Step, View, contiguous
+from core.accel.kernels.gemm import Product, matmul, pack
+from core.accel.kernels.pad import Padding, padded
+from core.accel.step import Buffer, Step, View, contiguous, row_major
 from core.engine import dtypes
 
-Padding = Sequence[tuple[int, int]]
 STRIPS_FROM = 2 << 20
 """Bytes of padded input, of narrow elements, that are padded at once."""
 
@@ -43,40 +44,64 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
         raise ValueError(f"a convolution writes a contiguous array; out {out.shape} has strides {out.strides}")
     if out.size == 0:
         return []
+    total = out
+    if out.dtype is dtypes.bfloat16 and _needs_loop(w, groups):
+        total = contiguous(dtypes.float32, out.shape, "sums")
+    steps = _by_phase(_plain_conv, x, w, total, stride, padding, dilation, input_dilation, groups)
+    return steps if total is out else [*steps, narrow.rounding(total, out)]
+
+
+def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
+                groups: int) -> list[Step]:
+    """Steps of `conv` without input dilation; out may have gaps between its pixels."""
+    if out.size == 0:
+        return []
     if x.dtype in narrow.DTYPES and not _needs_loop(w, groups):
-        return _narrow_conv(x, w, out, stride, padding, dilation, input_dilation, groups)
-    x, steps = _padded(x, padding, input_dilation)
-    group_in, group_out = w.shape[-2], w.shape[-1] // groups
+        return _narrow_conv(x, w, out, stride, padding, dilation, groups)
+    x, steps = padded(x, padding)
     if _needs_loop(w, groups):
-        total = contiguous(dtypes.float32, out.shape, "sums") if out.dtype is dtypes.bfloat16 else out
-        steps.append(_grouped_step("grouped_kernel", x, w, total, stride, dilation, groups))
-        return steps if total is out else [*steps, narrow.rounding(total, out)]
-    by_group, depth, taps = _by_group(x, w, dilation, groups)
-    packed, pack_steps = pack(by_group, shared=False)
+        return [*steps, _grouped_step("grouped_kernel", x, w, out, stride, dilation, groups)]
+    group_in, group_out = w.shape[-2], w.shape[-1] // groups
+    if w.size == group_in and max(stride) == 1 and x.dtype is out.dtype and x.is_contiguous and out.is_contiguous:
+        rows, column = (out.size, group_in), (group_in, 1)  # one tap and one output: a dot product for each pixel
+        return [*steps, *matmul(replace(x, shape=rows, strides=row_major(rows)),
+                                replace(w, shape=column, strides=w.strides[-2:]),
+                                replace(out, shape=(out.size, 1), strides=(1, 1)))]
+    joined = _runs_on(x, dilation, groups)
+    packed, pack_steps = pack(_by_group(w, groups), shared=False, joined=joined)
+    taps = _offsets(w.shape[:-3] if joined else w.shape[:-2], _tap_strides(x, dilation))
     convolution = Product(
-        x, packed, out, rows=_pixels(x, out, stride), row_stride=out.shape[-1], columns=group_out,
-        depth=(depth, x.strides[-1]), batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out),),
+        x, packed, out, rows=_pixels(x, out, stride), columns=group_out, depth=(packed.shape[-2], x.strides[-1]),
+        batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out),),
         taps=taps, tap_stride=prod(packed.shape[-3:]))
     return [*steps, *pack_steps, convolution.step("conv")]
 
 
 def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-                 input_dilation: Sequence[int], groups: int) -> list[Step]:
-    """Steps of `conv` for narrow elements, where padding costs as much as the sums do.
+                 groups: int) -> list[Step]:
+    """Steps of `_plain_conv` for narrow elements, where padding costs as much as the sums do.
 
     A large padded input is never whole: strips of out are done one after the other, and what one strip needs of it lies
     in scratch that stays in the cache.
     """
-    whole, steps = _padded(x, padding, input_dilation)
-    by_group, depth, taps = _by_group(whole, w, dilation, groups)
-    packed, pack_steps = panels.pack(by_group, x.dtype, taps=len(by_group.shape) - 3, shared=False)
+    whole, steps = padded(x, padding)
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
+    kernel, depth, by_group = w.shape[:-2], group_in, _by_group(w, groups)
+    if _runs_on(whole, dilation, groups) and _is_run(w):
+        kernel, depth = kernel[:-1], kernel[-1] * depth
+        by_group = replace(by_group, shape=(groups, *kernel, depth, group_out),
+                           strides=(*by_group.strides[:-3], *by_group.strides[-2:]))
+    taps = _offsets(kernel, _tap_strides(whole, dilation))
+    packed, pack_steps = panels.pack(by_group, x.dtype, taps=len(kernel), shared=False)
 
     def product(x: View, out: View) -> Step:
+        pixels = _pixels(x, out, stride)
+        outer = 0 if out.is_contiguous else len(pixels) - 1  # dims that rows do not count, for out has gaps there
+        lines = ((extent, along, 0, to) for extent, along, to in pixels[:outer])
         return narrow.Product(
-            x, packed, out, rows=_pixels(x, out, stride), row_stride=out.shape[-1], columns=group_out,
-            depth=(depth, x.strides[-1]), batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out),),
-            taps=taps).step("conv")
+            x, packed, out, rows=tuple(dim[:2] for dim in pixels[outer:]), row_stride=pixels[-1][2], columns=group_out,
+            depth=(depth, x.strides[-1]),
+            batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out), *lines), taps=taps).step("conv")
 
     pads_inside = max(map(max, padding[1:]), default=0) > 0  # so that all strips are copies, of the same strides
     if not pads_inside or whole.buffer.nbytes <= STRIPS_FROM:
@@ -85,37 +110,97 @@ def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pa
     line_size = whole.strides[1] * whole.dtype.itemsize
     reach = (w.shape[0] - 1) * dilation[0] + 1
     lines = max(1, (STRIPS_FROM // line_size - reach) // stride[0] + 1, reach // stride[0])
-    size = (x.shape[1] - 1) * input_dilation[0] + 1
     scratch = Buffer(0, "padded strip")
     for image, first in every(range(out.shape[0]), range(0, out.shape[1], lines)):
         count = min(lines, out.shape[1] - first)
         low = padding[0][0] - first * stride[0]
-        window = ((low, (count - 1) * stride[0] + reach - low - size), *padding[1:])
+        window = ((low, (count - 1) * stride[0] + reach - low - x.shape[1]), *padding[1:])
         one = replace(x, shape=(1, *x.shape[1:]), offset=x.offset + image * x.strides[0])
-        strip, pad_steps = _padded(one, window, input_dilation, scratch)
+        strip, pad_steps = padded(one, window, scratch)
         place = out.offset + image * out.strides[0] + first * out.strides[1]
         part = replace(out, shape=(1, count, *out.shape[2:]), offset=place)
         steps += [*pad_steps, product(strip, part)]
     return steps
 
 
-def _by_group(x: View, w: View, dilation: Sequence[int], groups: int) -> tuple[View, int, tuple[int, ...]]:
-    """w as [group, tap..., depth, out of group], the depth, and the taps' offsets in x."""
-    kernel, tap_strides = w.shape[:-2], _tap_strides(x, dilation)
-    depth, w_strides = w.shape[-2], w.strides
-    if _runs_on(x, w, dilation, groups):
-        kernel, depth = kernel[:-1], kernel[-1] * depth
-        w_strides = (*w.strides[:-3], *w.strides[-2:])
+def _by_group(w: View, groups: int) -> View:
+    """w as [group, tap..., in, out], channels of a group each."""
     group_out = w.shape[-1] // groups
-    by_group = replace(w, shape=(groups, *kernel, depth, group_out), strides=(group_out * w.strides[-1], *w_strides))
-    return by_group, depth, _offsets(kernel, tap_strides)
+    return replace(w, shape=(groups, *w.shape[:-1], group_out), strides=(group_out * w.strides[-1], *w.strides))
 
 
-def _pixels(x: View, out: View, stride: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(extent, stride in x) of the batch and of the pixels of out."""
-    pixels = [(extent, step * along)
-              for extent, step, along in zip(out.shape[1:-1], stride, x.strides[1:], strict=False)]
-    return ((x.shape[0], x.strides[0]), *pixels)
+def _pixels(x: View, out: View, stride: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """(extent, stride in x, stride in out) of the batch and of the pixels of out."""
+    pixels = [(extent, step * along, to)
+              for extent, step, along, to in zip(out.shape[1:-1], stride, x.strides[1:], out.strides[1:], strict=False)]
+    return ((x.shape[0], x.strides[0], out.strides[0]), *pixels)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Along one axis, pixels of out that meet the same part of the kernel, where x has zeros between its pixels.
+
+    Attributes
+    ----------
+    pixels, taps : the pixels of out and the kernel positions, which meet pixels of x and none of its zeros
+    padding : (low, high) of x without its zeros, with which it covers just what they meet
+    """
+
+    pixels: range
+    taps: range
+    padding: tuple[int, int]
+
+
+def _phases(size: int, extent: int, kernel: int, stride: int, low: int, dilation: int, spread: int) -> list[_Phase]:
+    """Phases of an axis with `size` pixels in x and `extent` in out.
+
+    Pixel o and tap t meet at ``(o * stride + t * dilation - low) / spread``, if that is a whole number: what is true
+    of o and t is true of ``o + spread / gcd(spread, stride)`` and ``t + spread / gcd(spread, dilation)``.
+    """
+    step, tap_step = spread // gcd(spread, stride), spread // gcd(spread, dilation)
+    phases, left = [], set(range(tap_step))
+    for first in range(step):
+        met = {tap for tap in left if (first * stride + tap * dilation - low) % spread == 0}
+        left -= met
+        pixels, taps = range(first, extent, step), range(min(met, default=kernel), kernel, tap_step)
+        padding = (-size, 0)
+        if pixels and taps:
+            begin = (first * stride + taps[0] * dilation - low) // spread
+            end = (pixels[-1] * stride + taps[-1] * dilation - low) // spread
+            padding = (-begin, end + 1 - size)
+        phases.append(_Phase(pixels, taps, padding))
+    return [*phases, *(_Phase(range(0), range(tap, kernel, tap_step), (-size, 0)) for tap in sorted(left))]
+
+
+def _by_phase(plain: Callable[..., list[Step]], x: View, w: View, out: View, stride: Sequence[int], padding: Padding,
+              dilation: Sequence[int], input_dilation: Sequence[int], groups: int) -> list[Step]:
+    """Steps of a convolution, or of its gradient with respect to w: one that is plain for each part of w and of out."""
+    if max(input_dilation) == 1:
+        return plain(x, w, out, stride, padding, dilation, groups)
+    axes = [_phases(size, extent, kernel, step, low, apart, spread)
+            for size, extent, kernel, step, (low, _), apart, spread
+            in zip(x.shape[1:-1], out.shape[1:-1], w.shape, stride, padding, dilation, input_dilation, strict=False)]
+    edges = [(max(phase.padding[0] for phase in phases), max(phase.padding[1] for phase in phases)) for phases in axes]
+    x, steps = padded(x, edges)
+    stride, dilation = ([number // gcd(number, spread) for number, spread in zip(numbers, input_dilation, strict=True)]
+                        for numbers in (stride, dilation))
+    for phases in every(*axes):
+        cropped = [(phase.padding[0] - low, phase.padding[1] - high)
+                   for phase, (low, high) in zip(phases, edges, strict=True)]
+        taps, pixels = ([phase.taps for phase in phases], [phase.pixels for phase in phases])
+        steps += plain(x, _part(w, 0, taps), _part(out, 1, pixels), stride, cropped, dilation, groups)
+    return steps
+
+
+def _part(view: View, axis: int, ranges: Sequence[range]) -> View:
+    """The elements of a view that lie in ranges of its axes from `axis` on."""
+    behind = axis + len(ranges)
+    along = view.strides[axis:behind]
+    return replace(
+        view, shape=(*view.shape[:axis], *map(len, ranges), *view.shape[behind:]),
+        strides=(*view.strides[:axis], *(part.step * step for part, step in zip(ranges, along, strict=True)),
+                 *view.strides[behind:]),
+        offset=view.offset + sum(part[0] * step for part, step in zip(ranges, along, strict=True) if part))
 
 
 def conv_dw(x: View, ct: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
@@ -136,22 +221,28 @@ def conv_dw(x: View, ct: View, out: View, stride: Sequence[int], padding: Paddin
         raise ValueError(f"a convolution writes a contiguous array; out {out.shape} has strides {out.strides}")
     if out.size == 0:
         return []
-    x, steps = _padded(x, padding, input_dilation)
+    return _by_phase(_plain_dw, x, out, ct, stride, padding, dilation, input_dilation, groups)
+
+
+def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
+              groups: int) -> list[Step]:
+    """Steps of `conv_dw` without input dilation; out may have gaps between its taps."""
+    if out.size == 0:
+        return []
+    x, steps = padded(x, padding)
     group_in, group_out = out.shape[-2], out.shape[-1] // groups
     if _needs_loop(out, groups):
         return [*steps, _grouped_step("grouped_dw_kernel", x, out, ct, stride, dilation, groups)]
     kernel, tap_strides = out.shape[:-2], _tap_strides(x, dilation)
     rows = group_in
     out_strides = out.strides[:-2]
-    if _runs_on(x, out, dilation, groups):
+    if _runs_on(x, dilation, groups) and _is_run(out):
         kernel, rows, out_strides = kernel[:-1], kernel[-1] * rows, out_strides[:-1]
-    by_group = replace(ct, shape=(groups, *ct.shape[:-1], group_out),
-                       strides=(group_out * ct.strides[-1], *ct.strides))
-    packed, pack_steps = pack(by_group, shared=False)
+    packed, pack_steps = pack(_by_group(ct, groups), shared=False)
     pixel_strides = (x.strides[0], *(step * along for step, along in zip(stride, x.strides[1:], strict=False)))
     kernel_batch = [(extent, along, 0, to) for extent, along, to in zip(kernel, tap_strides, out_strides, strict=False)]
     gradient = Product(
-        x, packed, out, rows=((rows, x.strides[-1]),), row_stride=out.shape[-1], columns=group_out,
+        x, packed, out, rows=((rows, x.strides[-1], out.strides[-2]),), columns=group_out,
         depth=(ct.shape[-2], pixel_strides[-1]),
         batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out), *kernel_batch),
         taps=_offsets(ct.shape[:-2], pixel_strides), tap_stride=prod(packed.shape[-3:]))
@@ -169,41 +260,19 @@ def _offsets(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
                  for indices in every(*map(range, shape)))
 
 
-def _runs_on(x: View, w: View, dilation: Sequence[int], groups: int) -> bool:
-    """Whether the last kernel dim and the channels are one run of elements, in x and in w."""
-    return (groups == 1 and dilation[-1] == 1 and x.strides[-2] == x.shape[-1] * x.strides[-1]
-            and w.strides[-3] == w.shape[-2] * w.strides[-2])
+def _runs_on(x: View, dilation: Sequence[int], groups: int) -> bool:
+    """Whether what the last kernel dim and the channels meet of x is one run of elements."""
+    return groups == 1 and dilation[-1] == 1 and x.strides[-2] == x.shape[-1] * x.strides[-1]
+
+
+def _is_run(w: View) -> bool:
+    """Whether the last kernel dim and the channels of w lie end to end."""
+    return w.strides[-3] == w.shape[-2] * w.strides[-2]
 
 
 def _needs_loop(w: View, groups: int) -> bool:
     """Whether groups have too few output channels to fill half a vector."""
     return groups > 1 and 2 * w.shape[-1] // groups <= host().lanes
-
-
-def _padded(x: View, padding: Padding, input_dilation: Sequence[int],
-            scratch: Buffer | None = None) -> tuple[View, list[Step]]:
-    """x with its zeros in place: the view itself, a part of it, or scratch and the step that fills it."""
-    sizes = [(size - 1) * spread + 1 + low + high if size else low + high
-             for size, spread, (low, high) in zip(x.shape[1:-1], input_dilation, padding, strict=True)]
-    shape = (x.shape[0], *sizes, x.shape[-1])
-    if max(input_dilation) == 1 and max(map(max, padding)) <= 0:
-        skipped = sum(-low * along for (low, _), along in zip(padding, x.strides[1:], strict=False))
-        return replace(x, shape=shape, offset=x.offset + skipped), []
-    padded = contiguous(x.dtype, shape, "padded")
-    if scratch is not None:
-        scratch.nbytes = max(scratch.nbytes, padded.buffer.nbytes)
-        padded = replace(padded, buffer=scratch)
-    dims = [shape[-1], x.strides[-1], len(shape) - 1, shape[0], 0, 1, x.shape[0], x.strides[0]]
-    for size, low_high, spread, extent, along in zip(sizes, padding, input_dilation, x.shape[1:], x.strides[1:],
-                                                     strict=False):
-        dims += [size, low_high[0], spread, extent, along]
-    kernel = "pad_kernel"
-    if (x.dtype in narrow.DTYPES and input_dilation[-1] == 1 and min(padding[-1]) >= 0 and x.strides[-1] == 1
-            and x.strides[-2] == x.shape[-1]):
-        kernel = "pad_lines_kernel"
-    text = f"from core.accel.kernels.conv import {kernel}\nkernel = {kernel}({x.dtype.short!r})\n"
-    step = Step(text, (x, padded), (1,), tuple(dims), prod(shape[:-2]), name="pad", nbytes=2 * padded.buffer.nbytes)
-    return padded, [step]
 
 
 def _grouped_step(factory: str, x: View, w: View, out: View, stride: Sequence[int], dilation: Sequence[int],
@@ -225,74 +294,6 @@ def _grouped_step(factory: str, x: View, w: View, out: View, stride: Sequence[in
     extent = taps * w.shape[-2] if writes_w else prod(out.shape[:-1])
     return Step(text, (x, w, out), (1,) if writes_w else (2,), dims, extent, name="conv_dw" if writes_w else "conv",
                 flops=2 * taps * w.shape[-2] * out.size, nbytes=sum(view.buffer.nbytes for view in (x, w, out)))
-
-
-def pad_kernel(element: str) -> Any:
-    """Kernel of padding and input dilation; units are lines of the last space dim; p = x, padded.
-
-    d = channels, their stride in x, dims, then (extent, low padding, input dilation, extent in x, stride in x) of each
-    dim: batch and space.
-    """
-    from core.accel import pointer, simd
-
-    typed, at = getattr(pointer, element), simd.at
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        channels, channel_stride, rank = d[0], d[1], d[2]
-        line = at(d, 3 + 5 * (rank - 1))
-        for unit in range(begin, end):
-            left, inside, offset = unit, True, 0
-            for dim in range(rank - 2, -1, -1):
-                numbers = at(d, 3 + 5 * dim)
-                position = left % numbers[0] - numbers[1]
-                left //= numbers[0]
-                inside = inside and position % numbers[2] == 0 and 0 <= position // numbers[2] < numbers[3]
-                offset += position // numbers[2] * numbers[4]
-            for index in range(line[0]):
-                target = at(typed(p, 1), (unit * line[0] + index) * channels)
-                position = index - line[1]
-                if inside and position % line[2] == 0 and 0 <= position // line[2] < line[3]:
-                    source = at(typed(p, 0), offset + position // line[2] * line[4])
-                    for channel in range(channels):
-                        target[channel] = source[channel * channel_stride]
-                else:
-                    for channel in range(channels):
-                        target[channel] = 0
-
-    return kernel
-
-
-def pad_lines_kernel(element: str) -> Any:
-    """As `pad_kernel`, where the lines of x are runs of elements that are copied whole."""
-    from core.accel import pointer, simd
-
-    typed, at = getattr(pointer, element), simd.at
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        channels, rank = d[0], d[2]
-        line = at(d, 3 + 5 * (rank - 1))
-        size, low = line[0] * channels, line[1] * channels
-        stop = low + line[3] * channels
-        for unit in range(begin, end):
-            left, inside, offset = unit, True, 0
-            for dim in range(rank - 2, -1, -1):
-                numbers = at(d, 3 + 5 * dim)
-                position = left % numbers[0] - numbers[1]
-                left //= numbers[0]
-                inside = inside and position % numbers[2] == 0 and 0 <= position // numbers[2] < numbers[3]
-                offset += position // numbers[2] * numbers[4]
-            target = at(typed(p, 1), unit * size)
-            first = low if inside else size
-            for index in range(first):
-                target[index] = 0
-            if inside:
-                source, place = at(typed(p, 0), offset), at(target, low)
-                for index in range(stop - low):
-                    place[index] = source[index]
-                for index in range(stop, size):
-                    target[index] = 0
-
-    return kernel
 
 
 def grouped_kernel(source: str, element: str, weight: str = "") -> Any:

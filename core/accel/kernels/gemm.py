@@ -58,13 +58,14 @@ def matmul(a: View, b: View, out: View) -> list[Step]:
     return [*steps, *matmul_packed(a, packed, out)]
 
 
-def pack(b: View, shared: bool = True) -> tuple[View, list[Step]]:
+def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list[Step]]:
     """B in panels, and the step that fills them; a plan may do it once, at bind time, where b is constant.
 
     Parameters
     ----------
     b : f32, f64 or bf16 [batch..., K, N], any strides
     shared : whether products along which b has stride 0 share one copy
+    joined : whether the last batch dim and K become one dim K, as if they lay end to end
 
     Returns
     -------
@@ -73,17 +74,19 @@ def pack(b: View, shared: bool = True) -> tuple[View, list[Step]]:
     element = dtypes.float64 if b.dtype is dtypes.float64 else dtypes.float32
     block = block_for(host(), element.short)
     depth, columns = b.shape[-2:]
-    panels = ceil(columns / block.columns)
-    kept = [1 if shared and stride == 0 else extent
-            for extent, stride in zip(b.shape[:-2], b.strides[:-2], strict=True)]
-    store = contiguous(element, (*kept, panels, depth, block.columns), "packed")
+    panels, length = ceil(columns / block.columns), b.shape[-3] * depth if joined else depth
+    lead = b.shape[:-3] if joined else b.shape[:-2]
+    kept = [1 if shared and stride == 0 else extent for extent, stride in zip(lead, b.strides, strict=False)]
+    store = contiguous(element, (*kept, panels, length, block.columns), "packed")
     strides = tuple(0 if extent == 1 else stride for extent, stride in zip(kept, store.strides, strict=False))
-    packed = View(store.buffer, element, (*b.shape[:-2], *store.shape[-3:]), (*strides, *store.strides[-3:]))
+    packed = View(store.buffer, element, (*lead, *store.shape[-3:]), (*strides, *store.strides[-3:]))
     batch = [(extent, stride, to) for extent, stride, to in zip(kept, b.strides, strides, strict=False) if extent > 1]
-    dims = (depth, columns, panels, *b.strides[-2:], len(batch), *sum(batch, ()))
+    if joined:
+        batch.append((b.shape[-3], b.strides[-3], depth * block.columns))
+    dims = (depth, columns, panels, length, *b.strides[-2:], len(batch), *sum(batch, ()))
     text = _text("pack_kernel", block, b.dtype.short)
-    step = Step(text, (b, packed), (1,), dims, prod(kept) * ceil(depth / PACK_DEPTH), name="pack",
-                nbytes=2 * store.buffer.nbytes)
+    extent = prod(dim[0] for dim in batch) * (ceil(depth / PACK_DEPTH) if b.strides[-1] == 1 else panels)
+    step = Step(text, (b, packed), (1,), dims, extent, name="pack", nbytes=2 * store.buffer.nbytes)
     return packed, [step] if store.size else []
 
 
@@ -93,12 +96,11 @@ def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
     if out.size == 0:
         return []
     batch = _batch_dims(a, packed, out)
-    rows: tuple[Dim, ...] = ((a.shape[-2], a.strides[-2]),)
+    rows: tuple[Dim, ...] = ((a.shape[-2], a.strides[-2], out.strides[-2]),)
     while batch and batch[-1][2] == 0 and _continues(batch[-1][3], out, rows):
-        rows = (batch[-1][:2], *rows)
-        batch = batch[:-1]
-    product = Product(a, packed, out, rows=rows, row_stride=out.strides[-2], columns=out.shape[-1],
-                      depth=(a.shape[-1], a.strides[-1]), batch=batch)
+        extent, along, _, to = batch[-1]
+        rows, batch = ((extent, along, to), *rows), batch[:-1]
+    product = Product(a, packed, out, rows=rows, columns=out.shape[-1], depth=(a.shape[-1], a.strides[-1]), batch=batch)
     return [product.step("matmul")]
 
 
@@ -120,8 +122,7 @@ class Product:
 
     Attributes
     ----------
-    rows : (extent, stride in a) of the dims that together count the rows, outermost first
-    row_stride : elements of out between two rows
+    rows : (extent, stride in a, stride in out) of the dims that together count the rows, outermost first
     depth : (extent, stride in a) of the innermost sum
     batch : (extent, stride in a, stride in packed, stride in out) of the dims that count independent products
     taps : offsets in a of the outer sum
@@ -132,7 +133,6 @@ class Product:
     packed: View
     out: View
     rows: tuple[Dim, ...]
-    row_stride: int
     columns: int
     depth: tuple[int, int]
     batch: tuple[Dim, ...] = ()
@@ -144,7 +144,7 @@ class Product:
         if not self.taps:
             return replace(self, taps=(0,), depth=(0, 1)).step(name)
         block = block_for(host(), self.out.dtype.short)
-        row_count = prod(extent for extent, _ in self.rows)
+        row_count = prod(dim[0] for dim in self.rows)
         products = prod(dim[0] for dim in self.batch)
         tap_block, depth_block, copies = self._reduction_blocks(block)
         panels = ceil(self.columns / block.columns)
@@ -152,7 +152,7 @@ class Product:
         groups = _column_groups(panels, row_blocks * products, block, tap_block * depth_block)
         group_panels = ceil(panels / groups)
         groups = ceil(panels / group_panels)
-        dims = (row_count, self.columns, *self.depth, self.row_stride, len(self.taps), self.tap_stride,
+        dims = (row_count, self.columns, *self.depth, len(self.taps), self.tap_stride,
                 self.packed.strides[-3], tap_block, depth_block, copies, row_blocks, groups, group_panels,
                 len(self.rows), len(self.batch), *sum(self.rows, ()), *sum(self.batch, ()),
                 *self.taps)
@@ -233,10 +233,12 @@ def _text(factory: str, *arguments: object) -> str:
 
 
 def pack_kernel(block: Block, source: str) -> Any:
-    """Kernel of `pack`: units are (product, run of depth); p = b, packed; columns past N become zeros.
+    """Kernel of `pack`; p = b, packed; columns past N become zeros.
 
-    Where N has stride 1, whole rows of b are read, so that the hardware sees them coming.
-    d = K, N, panels, stride of K, stride of N, batch rank, then (extent, stride in b, stride in packed) of each dim.
+    Where N has stride 1, units are (product, run of depth), and whole rows of b are read, so that the hardware sees
+    them coming; elsewhere they are (product, panel), and few columns of b are read to their ends.
+    d = K, N, panels, rows of a panel, stride of K, stride of N, batch rank, then (extent, stride in b, stride in
+    packed) of each dim.
     """
     from core.accel import pointer, simd
 
@@ -244,19 +246,18 @@ def pack_kernel(block: Block, source: str) -> Any:
     at, strided, widen, width = simd.at, simd.strided, simd.widen, block.columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        depth, columns, panels, depth_stride, column_stride, rank = d[0], d[1], d[2], d[3], d[4], d[5]
-        batch_dims = at(d, 6)
-        runs = (depth + PACK_DEPTH - 1) // PACK_DEPTH
+        depth, columns, panels, length = d[0], d[1], d[2], d[3]
+        depth_stride, column_stride, rank, batch_dims = d[4], d[5], d[6], at(d, 7)
+        pieces = (depth + PACK_DEPTH - 1) // PACK_DEPTH if column_stride == 1 else panels
         for unit in range(begin, end):
-            product, start = unit // runs, unit % runs * PACK_DEPTH
-            b = at(read(p, 0), strided(batch_dims, rank, 3, 1, product) + start * depth_stride)
-            packed = at(write(p, 1), strided(batch_dims, rank, 3, 2, product) + start * width)
-            count = min(PACK_DEPTH, depth - start)
+            product, piece = unit // pieces, unit % pieces
+            b = at(read(p, 0), strided(batch_dims, rank, 3, 1, product))
+            packed = at(write(p, 1), strided(batch_dims, rank, 3, 2, product))
             if column_stride == 1:
-                for k in range(count):
+                for k in range(piece * PACK_DEPTH, min(depth, (piece + 1) * PACK_DEPTH)):
                     for panel in range(panels):
                         source = at(b, k * depth_stride + panel * width)
-                        target = at(packed, (panel * depth + k) * width)
+                        target = at(packed, (panel * length + k) * width)
                         valid = columns - panel * width
                         if valid >= width:
                             for j in range(width):
@@ -266,16 +267,17 @@ def pack_kernel(block: Block, source: str) -> Any:
                                 target[j] = widen(source[j])
                             for j in range(valid, width):
                                 target[j] = 0
-            else:
-                for panel in range(panels):
-                    source, target = at(b, panel * width * column_stride), at(packed, panel * depth * width)
-                    valid = min(columns - panel * width, width)
-                    for j in range(valid):
-                        for k in range(count):
-                            target[k * width + j] = widen(source[k * depth_stride + j * column_stride])
+                continue
+            source_panel, valid = at(b, piece * width * column_stride), min(columns - piece * width, width)
+            for start in range(0, depth, PACK_DEPTH):
+                source, target = at(source_panel, start * depth_stride), at(packed, (piece * length + start) * width)
+                count = min(PACK_DEPTH, depth - start)
+                for j in range(valid):
                     for k in range(count):
-                        for j in range(valid, width):
-                            target[k * width + j] = 0
+                        target[k * width + j] = widen(source[k * depth_stride + j * column_stride])
+                for k in range(count):
+                    for j in range(valid, width):
+                        target[k * width + j] = 0
 
     return kernel
 
@@ -292,21 +294,21 @@ def product_kernel(block: Block, source: str) -> Any:
     read, write = getattr(pointer, source), getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
     copy_rows, copy_adjacent, converts = simd.copy_rows(block.rows), simd.copy_adjacent(block), source != block.element
-    table_on_stack = simd.stack(types.int64, 2 * block.rows + COPY_DEPTH)
+    table_on_stack = simd.stack(types.int64, 3 * block.rows + COPY_DEPTH)
     copy_on_stack = simd.stack(simd.FLOATS[block.element], COPY_DEPTH * block.rows)
     height, width = block.rows, block.columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        row_count, columns, depth, depth_stride, row_stride = d[0], d[1], d[2], d[3], d[4]
-        taps, tap_stride, panel_stride, tap_block, depth_block = d[5], d[6], d[7], d[8], d[9]
-        copies, row_blocks, groups, group_panels, row_rank, batch_rank = d[10], d[11], d[12], d[13], d[14], d[15]
-        row_dims = at(d, 16)
-        batch_dims = at(row_dims, 2 * row_rank)
+        row_count, columns, depth, depth_stride, taps, tap_stride = d[0], d[1], d[2], d[3], d[4], d[5]
+        panel_stride, tap_block, depth_block, copies, row_blocks = d[6], d[7], d[8], d[9], d[10]
+        groups, group_panels, row_rank, batch_rank, row_dims = d[11], d[12], d[13], d[14], at(d, 15)
+        batch_dims = at(row_dims, 3 * row_rank)
         tap_offsets = at(batch_dims, 4 * batch_rank)
-        inner, inner_stride = row_dims[2 * row_rank - 2], row_dims[2 * row_rank - 1]
+        last_dim = at(row_dims, 3 * (row_rank - 1))
+        inner, inner_stride, inner_step = last_dim[0], last_dim[1], last_dim[2]
         adjacent = inner_stride == 1 and row_rank == 1 and not converts
         offsets, copy = table_on_stack(), copy_on_stack()
-        neighbours, copied_taps = at(offsets, height), at(offsets, 2 * height)
+        out_offsets, neighbours, copied_taps = at(offsets, height), at(offsets, 2 * height), at(offsets, 3 * height)
         for row in range(height):
             neighbours[row] = row
         unit = begin
@@ -332,8 +334,10 @@ def product_kernel(block: Block, source: str) -> Any:
                         for row in range(height):
                             if row >= rows or (row > 0 and position < inner):
                                 offsets[row] = offsets[row - 1] + (inner_stride if row < rows else 0)
+                                out_offsets[row] = out_offsets[row - 1] + (inner_step if row < rows else 0)
                             else:
-                                offsets[row] = strided(row_dims, row_rank, 2, 1, first_row + row)
+                                offsets[row] = strided(row_dims, row_rank, 3, 1, first_row + row)
+                                out_offsets[row] = strided(row_dims, row_rank, 3, 2, first_row + row)
                                 position = first_row % inner if row == 0 else 0
                             position += 1
                         part = a_offset + start * depth_stride
@@ -353,8 +357,8 @@ def product_kernel(block: Block, source: str) -> Any:
                         for panel in range(first_panel, last_panel):
                             tile(a, a_rows, a_stride, a_taps, tap_count,
                                  at(packed, panel * panel_stride + tap * tap_stride + start * width), tap_stride,
-                                 width, count, at(out, first_row * row_stride + panel * width), row_stride, rows,
-                                 columns - panel * width, tap + start)
+                                 width, count, at(out, panel * width), out_offsets, rows, columns - panel * width,
+                                 tap + start)
             unit = stop
 
     return kernel
@@ -371,7 +375,7 @@ def thin_kernel(block: Block) -> Any:
 
     typed = getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
-    table_on_stack = simd.stack(types.int64, block.rows + 1)
+    table_on_stack = simd.stack(types.int64, 2 * block.rows + 1)
     height, width = block.rows, block.columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -379,16 +383,16 @@ def thin_kernel(block: Block) -> Any:
         batch_dims = at(d, 8)
         chunks = (columns + width - 1) // width
         offsets = table_on_stack()
-        origin = at(offsets, height)
+        out_offsets, origin = at(offsets, height), at(offsets, 2 * height)
         origin[0] = 0
         for row in range(height):
-            offsets[row] = min(row, rows - 1) * a_row
+            offsets[row], out_offsets[row] = min(row, rows - 1) * a_row, min(row, rows - 1) * out_row
         for unit in range(begin, end):
             product, first = unit // chunks, unit % chunks * width
             a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product))
             b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + first)
             out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
-            tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, depth, out, out_row, rows, columns - first, 0)
+            tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, depth, out, out_offsets, rows, columns - first, 0)
 
     return kernel
 
