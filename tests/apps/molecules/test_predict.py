@@ -151,7 +151,9 @@ def test_one_smiles_that_cannot_be_read_says_why(models: dict[str, Trained]) -> 
 # ------------------------------------------------------------------------------------------------ processes
 
 BAD = ("c1cc", "", "caf\u00e9", "C" * 501, "[CH4:1]>>[CH4:1]", '"CCO')
-PROGRAM = "import sys; from apps.cli import main; sys.exit(main(sys.argv[1:]))"
+# A shell that starts the tests in the background has interrupts ignored, and children would inherit that.
+PROGRAM = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+           "from apps.cli import main; sys.exit(main(sys.argv[1:]))")
 
 
 @pytest.fixture
