@@ -80,7 +80,8 @@ def test_long_sums_are_split_for_the_threads():
     assert names(lambda x: ops.sum(x), X) == ["reduce"]
 
 
-def test_bfloat16_is_widened_outside_loops_only():
+def test_bfloat16_is_widened_outside_loops_and_products_only():
     x = X.astype("bf16")
-    assert names(lambda x: ops.tanh(x) @ x.T, x) == ["tanh", "transpose", "convert", "convert", "dot", "convert"]
+    assert names(lambda x: ops.cumsum(ops.tanh(x), axis=0, reverse=False), x) == ["tanh", "convert", "cumsum", "convert"]
+    assert names(lambda x: ops.tanh(x) @ x.T, x) == ["tanh", "transpose", "dot"]
     assert names(lambda x: ops.tanh(x) * x, x) == ["tanh", "mul"]
