@@ -24,6 +24,7 @@ from apps.molecules.model import Predictor
 from apps.molecules.scaling import conformal_half_width, fit_scales
 from apps.molecules.splits import Split, k_folds, split
 from apps.molecules.trained import Architecture, Description, Ensemble, Member, Scales, Trained, classes_of
+from apps.progress import LOGGER
 from core.engine import checkpoint, losses, ops, random, tree
 from core.engine.array import Array, as_array
 from core.engine.errors import ConfigError, DataError
@@ -108,13 +109,15 @@ def describe(data: Sequence[Path], config: MoleculesConfig) -> Description:
 
 
 def read(data: Sequence[Path], config: MoleculesConfig, features: Features, refused: Refusals) -> list[Example]:
-    """The rows that have at least one target."""
+    """The rows that have at least one target; says how many have none."""
     extras = (config.split_column,) if config.split == "column" else ()
     found = read_examples(data, features, refused, smiles=config.smiles, targets=config.targets, extras=extras,
                           limits=limits_of(config))
     known = [example for example in found if np.isfinite(example.targets).any()]
     if not known:
         raise DataError(f"no row of {', '.join(map(str, data))} has a value in {', '.join(config.targets)}")
+    if len(known) < len(found):
+        LOGGER.info("rows without a value in %s, left out: %d", ", ".join(config.targets), len(found) - len(known))
     return known
 
 

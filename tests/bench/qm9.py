@@ -4,8 +4,8 @@
 
 DATA_DIR holds qm9_13targets.csv.gz, qm9_extra_train_12targets.csv.gz and qm9_gap_extra_train.csv.gz. The test set is
 2,000 of the first file's molecules, drawn by seed; 500 more are for calibration; all others train. One network learns
-the targets that are named, by default all thirteen. With --gaps the target is the gap alone and the third file trains
-too. Further words are settings of the app.
+the targets that are named, by default all thirteen. With --gaps the third file, which has gaps only, trains too, and
+the target is the gap alone unless others are named. Further words are settings of the app.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--targets", type=lambda text: tuple(text.split(",")), default=tuple(ACCURACY))
+    parser.add_argument("--targets", type=lambda text: tuple(text.split(",")), default=())
     parser.add_argument("--gaps", action="store_true")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True)
-    targets = ("gap",) if arguments.gaps else arguments.targets
+    targets = arguments.targets or (("gap",) if arguments.gaps else tuple(ACCURACY))
     rows = divided(arguments.data, arguments.gaps)
     table = arguments.out / "qm9.csv"
     with table.open("w", newline="") as file:

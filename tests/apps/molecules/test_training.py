@@ -121,6 +121,12 @@ def test_bad_rows_are_listed_and_stop_nothing(nci: Path, tmp_path: Path) -> None
         np.testing.assert_array_equal(array.numpy(), dirty[name].numpy(), err_msg=name)
 
 
+def test_rows_without_a_value_are_counted(nci: Path, tmp_path: Path) -> None:
+    data = copied(nci, tmp_path / "blank.csv", ("CCO", ""), ("CCN", ""))
+    outcome = molecules("train", data, "--target", "tpsa", "--epochs", "1", "--out", tmp_path / "run", *QUICK)
+    assert outcome.code == 0 and "rows without a value in tpsa, left out: 2" in outcome.err
+
+
 @pytest.mark.parametrize(("content", "words", "code", "says"), [
     ("smiles,y\nc1ccc,1\n,2\n", "--target y", 3, "has no usable row among its 2 rows; row 1: RDKit cannot parse it"),
     ("smiles,y\n", "--target y", 3, "no usable row"),
