@@ -227,6 +227,8 @@ def as_array(value: Any, dtype: Any = None) -> Array:
     """
     if isinstance(value, Array):
         return value if dtype is None or value.dtype is as_dtype(dtype) else value.astype(dtype)
+    if dtype is None and type(value) is np.ndarray:
+        return Array(Aval(as_dtype(value.dtype), value.shape), value)
     if dtype is None and not isinstance(value, np.ndarray | np.generic):
         value = np.asarray(value)
         dtype = {"f": dtypes.float32, "i": dtypes.int32, "b": dtypes.bool_}.get(value.dtype.kind)

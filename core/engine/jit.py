@@ -108,13 +108,27 @@ class Program:
         self._jitted = jitted
         self._options = Options(held=len(leaves), carried=update)
         self._holder: _Compiled | None = None
+        # What is owned keeps its structure and avals, so that the other arguments alone tell what runs.
+        self._signature: tuple[tree.Structure, list[Aval]] | None = None
         self._known: dict[tuple[tree.Structure, tuple[Aval, ...]], _Compiled] = {}
 
     def __call__(self, *rest: Any) -> Any:
         leaves, structure = tree.flatten(rest)
         arrays = [as_array(leaf) for leaf in leaves]
-        # What is owned keeps its structure and avals, so that the other arguments alone tell what runs.
-        key = (structure, tuple([array.aval for array in arrays]))
+        signature = (structure, [array.aval for array in arrays])
+        if signature != self._signature:
+            self._turn_to(signature, arrays)
+        compiled = self._holder
+        assert compiled is not None
+        results = compiled.executable([array.storage for array in arrays])
+        if self._options.carried:
+            return _wrap(compiled.structure.children[1], compiled.outputs[self._options.held:], results)
+        return _wrap(compiled.structure, compiled.outputs, results)
+
+    def _turn_to(self, signature: tuple[tree.Structure, list[Aval]], arrays: Sequence[Array]) -> None:
+        """Let the executable for arguments of this signature hold what is owned."""
+        structure, avals = signature
+        key = (structure, tuple(avals))
         compiled = self._known.get(key)
         if compiled is None:
             compiled = self._known[key] = self._compile(arrays, structure)
@@ -122,10 +136,7 @@ class Program:
             self._check(compiled)
             compiled.executable.hold([array.storage for array in tree.leaves(self.value)])
             self._holder = compiled
-        results = compiled.executable([array.storage for array in arrays])
-        if self._options.carried:
-            return _wrap(compiled.structure.children[1], compiled.outputs[self._options.held:], results)
-        return _wrap(compiled.structure, compiled.outputs, results)
+        self._signature = signature
 
     def _compile(self, arrays: Sequence[Array], structure: tree.Structure) -> _Compiled:
         names = ("0", *(str(index + 1) for index in range(len(structure.children))))

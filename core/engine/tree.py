@@ -5,6 +5,7 @@ Invariant: ``unflatten(*reversed(flatten(x)))`` equals x, and a `Structure` is h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,16 @@ def range_names(node: Sequence[Any]) -> list[str]:
     return [str(index) for index in range(len(node))]
 
 
+@functools.cache
+def _tuple_of_leaves(count: int) -> Structure:
+    return Structure(tuple, None, tuple(range_names(range(count))), (LEAF,) * count)
+
+
 def flatten(node: Any) -> tuple[list[Any], Structure]:
     """Leaves in order, and the structure."""
+    # The arguments of most calls are a tuple of arrays.
+    if type(node) is tuple and _registry.keys().isdisjoint([type(child) for child in node]):
+        return list(node), _tuple_of_leaves(len(node))
     leaves: list[Any] = []
     return leaves, _flatten(node, leaves)
 
