@@ -114,10 +114,16 @@ class Block:
     def columns(self) -> int:
         return self.lanes * self.vectors
 
+    @property
+    def copy_stride(self) -> int:
+        """Elements of a row of a copy of A that holds a column of the block: whole vectors."""
+        return -(-self.rows // self.lanes) * self.lanes
 
-def block_for(chip: Chip, element: str) -> Block:
-    """The block of a chip for ``"f32"`` or ``"f64"``."""
-    return Block(element, chip.lanes if element == "f32" else chip.lanes // 2, chip.heights, chip.vectors)
+
+def block_for(chip: Chip, element: str, columns: int) -> Block:
+    """The block of a chip for ``"f32"`` or ``"f64"`` and for so many columns: one vector across where they fit."""
+    lanes = chip.lanes if element == "f32" else chip.lanes // 2
+    return Block(element, lanes, chip.heights, 1 if columns <= lanes else chip.vectors)
 
 
 def thin_block_for(chip: Chip, element: str) -> Block:

@@ -128,6 +128,9 @@ CASES = {  # x, w, stride, padding, dilation, input dilation, groups
     "pointwise to one": ((2, 5, 7, 33), (1, 1, 33, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 1),
     "pointwise to one, padded": ((2, 5, 7, 16), (1, 1, 16, 1), (1, 1), ((1, 0), (0, 1)), (1, 1), (1, 1), 1),
     "pointwise to one, spread": ((2, 5, 7, 16), (1, 1, 16, 1), (1, 1), ((1, 0), (0, 1)), (1, 1), (2, 3), 1),
+    "pointwise, many pixels": ((2, 20, 25, 20), (1, 1, 20, 70), (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 1),
+    "strided, many pixels": ((2, 31, 40, 17), (1, 1, 17, 66), (2, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 1),
+    "pointwise in groups": ((2, 21, 20, 20), (1, 1, 10, 40), (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 2),
     "one channel": ((1, 20, 20, 1), (5, 5, 1, 6), (1, 1), ((2, 2), (2, 2)), (1, 1), (1, 1), 1),
 }
 
@@ -215,6 +218,15 @@ def test_zeros_between_pixels_are_not_multiplied(kernel, spread):
     steps = conv(x, w, out, (1, 1), ((full, full),) * 2, (1, 1), (spread, spread), 1)
     met = sum((pixel + tap - full) % spread == 0 for pixel in range(out_size) for tap in range(kernel))
     assert sum(step.flops for step in steps) == 2 * 2 * 3 * met**2
+
+
+@pytest.mark.parametrize("channels, names", [(20, ["conv_dw"]), (400, ["pack", "conv_dw"])])
+def test_a_gradient_of_few_rows_reads_its_columns_where_they_lie(channels, names):
+    memory = Memory()
+    x, ct, out = (memory.view(np.zeros(shape, np.float32)) for shape in ((1, 5, 5, channels), (1, 5, 5, 40),
+                                                                         (1, 1, channels, 40)))
+    steps = conv_dw(x, ct, out, (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 1)
+    assert [step.name for step in steps] == names
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -84,7 +84,8 @@ def test_random_shapes_and_strides(seed):
         assert_product(a, b)
 
 
-@pytest.mark.parametrize("m, k, n", [(70, 1200, 65), (40, 1750, 300), (200, 33, 1100)])
+@pytest.mark.parametrize("m, k, n", [(70, 1200, 65), (40, 1750, 300), (200, 33, 1100), (2, 1000, 600),
+                                     (5, 20_000, 17)])
 def test_sums_cut_into_passes(m, k, n):
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)

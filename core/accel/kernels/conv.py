@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product as every
-from math import gcd, prod
+from math import ceil, gcd, prod
 from typing import Any
 
-from core.accel.chips import host
+from core.accel.chips import block_for, host
 from core.accel.kernels import narrow, panels
-from core.accel.kernels.gemm import Product, matmul, pack
+from core.accel.kernels.gemm import Product, in_place, matmul, pack
 from core.accel.kernels.pad import Padding, padded
 from core.accel.step import Buffer, Step, View, contiguous, row_major
 from core.engine import dtypes
 
+FEW_BLOCKS = 16
+"""With fewer blocks of rows than this a weight gradient reads the output's gradient where it lies."""
 STRIPS_FROM = 2 << 20
 """Bytes of padded input, of narrow elements, that are padded at once."""
 
@@ -238,15 +240,35 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
     out_strides = out.strides[:-2]
     if _runs_on(x, dilation, groups) and _is_run(out):
         kernel, rows, out_strides = kernel[:-1], kernel[-1] * rows, out_strides[:-1]
-    packed, pack_steps = pack(_by_group(ct, groups), shared=False)
     pixel_strides = (x.strides[0], *(step * along for step, along in zip(stride, x.strides[1:], strict=False)))
+    ct, pixel_strides = _end_to_end(ct, pixel_strides)
     kernel_batch = [(extent, along, 0, to) for extent, along, to in zip(kernel, tap_strides, out_strides, strict=False)]
+    whole = ct.is_contiguous
+    flat = replace(ct, shape=(prod(ct.shape[:-1]), ct.shape[-1]), strides=ct.strides[-2:]) if whole else ct
+    blocks = ceil(rows / block_for(host(), out.dtype.short, group_out).rows) * prod(kernel)
+    few = whole and blocks < FEW_BLOCKS and x.dtype is out.dtype
+    by_group = _by_group(flat, groups)
+    packed, pack_steps = (in_place(by_group), []) if few else pack(by_group, shared=False)
     gradient = Product(
         x, packed, out, rows=((rows, x.strides[-1], out.strides[-2]),), columns=group_out,
         depth=(ct.shape[-2], pixel_strides[-1]),
         batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out), *kernel_batch),
-        taps=_offsets(ct.shape[:-2], pixel_strides), tap_stride=prod(packed.shape[-3:]))
+        taps=_offsets(ct.shape[:-2], pixel_strides),
+        tap_stride=ct.shape[-2] * packed.strides[-2] if whole else prod(packed.shape[-3:]), ends_early=few)
     return [*steps, *pack_steps, gradient.step("conv_dw")]
+
+
+def _end_to_end(ct: View, along: Sequence[int]) -> tuple[View, tuple[int, ...]]:
+    """ct and the strides of its pixels in x, where dims of pixels that lie end to end in both count as one."""
+    pixels = [(ct.shape[-2], ct.strides[-2], along[-1])]
+    for extent, stride, step in reversed(list(zip(ct.shape[:-2], ct.strides[:-2], along[:-1], strict=True))):
+        inner, inner_stride, inner_step = pixels[0]
+        if extent == 1 or (stride, step) == (inner * inner_stride, inner * inner_step):
+            pixels[0] = (extent * inner, inner_stride, inner_step)
+        else:
+            pixels.insert(0, (extent, stride, step))
+    shape, strides, steps = zip(*pixels, strict=True)
+    return replace(ct, shape=(*shape, ct.shape[-1]), strides=(*strides, ct.strides[-1])), steps
 
 
 def _tap_strides(x: View, dilation: Sequence[int]) -> tuple[int, ...]:

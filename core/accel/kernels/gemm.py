@@ -20,10 +20,12 @@ from core.engine import dtypes
 
 COPY_DEPTH = 512
 """Reduction indices of A that a block may copy onto the thread's stack."""
-FEW_UNITS = 16
+FEW_UNITS = 8
 """With fewer row blocks than this the columns are cut into groups, so that every thread has work."""
 PACK_DEPTH = 64
 """Reduction indices of B that a unit of packing takes."""
+THIN_DEPTH = 32
+"""Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
 DOT_GRAIN = 16
 """Dot products that a thread gets at least."""
 
@@ -48,7 +50,10 @@ def matmul(a: View, b: View, out: View) -> list[Step]:
     depth, columns = b.shape[-2:]
     rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
     plain = a.dtype is out.dtype and depth > 0
-    if plain and a.strides[-1] == b.strides[-2] == 1 and min(rows, columns) < 4:
+    runs = plain and a.strides[-1] == b.strides[-2] == 1
+    if runs and columns == 1 and out.strides[-2] == 1 and a.shape[-2] >= host().lanes:
+        return [_dots_step(a, b, out)]
+    if runs and min(rows, columns) < 4:
         return [_dot_step(a, b, out)]
     if plain and rows < 4 and b.strides[-1] == 1:
         return [_thin_step(a, b, out)]
@@ -56,6 +61,16 @@ def matmul(a: View, b: View, out: View) -> list[Step]:
         return [_thin_step(_transposed(b), _transposed(a), _transposed(out))]
     packed, steps = pack(b)
     return [*steps, *matmul_packed(a, packed, out)]
+
+
+def in_place(b: View) -> View:
+    """B as `pack` gives it, but where it lies; its columns must have stride 1, and its rows be further apart.
+
+    It serves products in which few blocks of rows read B, so that packing would not pay.
+    """
+    width = block_for(host(), b.dtype.short, b.shape[-1]).columns
+    shape = (*b.shape[:-2], ceil(b.shape[-1] / width), b.shape[-2], width)
+    return replace(b, shape=shape, strides=(*b.strides[:-2], width, b.strides[-2], 1))
 
 
 def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list[Step]]:
@@ -72,8 +87,8 @@ def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list
     packed : f32 or f64 [batch..., panel, K, column], the last panel padded with zeros; stride 0 where a copy is shared
     """
     element = dtypes.float64 if b.dtype is dtypes.float64 else dtypes.float32
-    block = block_for(host(), element.short)
     depth, columns = b.shape[-2:]
+    block = block_for(host(), element.short, columns)
     panels, length = ceil(columns / block.columns), b.shape[-3] * depth if joined else depth
     lead = b.shape[:-3] if joined else b.shape[:-2]
     kept = [1 if shared and stride == 0 else extent for extent, stride in zip(lead, b.strides, strict=False)]
@@ -127,6 +142,7 @@ class Product:
     batch : (extent, stride in a, stride in packed, stride in out) of the dims that count independent products
     taps : offsets in a of the outer sum
     tap_stride : elements of packed between two taps
+    ends_early : whether the last panel ends with the last column, because B is `in_place`
     """
 
     a: View
@@ -138,12 +154,13 @@ class Product:
     batch: tuple[Dim, ...] = ()
     taps: tuple[int, ...] = (0,)
     tap_stride: int = 0
+    ends_early: bool = False
 
     def step(self, name: str) -> Step:
         """The step that computes it; its units are (product, group of panels, block of rows)."""
         if not self.taps:
             return replace(self, taps=(0,), depth=(0, 1)).step(name)
-        block = block_for(host(), self.out.dtype.short)
+        block = replace(block_for(host(), self.out.dtype.short, self.columns), columns_masked=self.ends_early)
         row_count = prod(dim[0] for dim in self.rows)
         products = prod(dim[0] for dim in self.batch)
         tap_block, depth_block, copies = self._reduction_blocks(block)
@@ -153,8 +170,9 @@ class Product:
         group_panels = ceil(panels / groups)
         groups = ceil(panels / group_panels)
         dims = (row_count, self.columns, *self.depth, len(self.taps), self.tap_stride,
-                self.packed.strides[-3], tap_block, depth_block, copies, row_blocks, groups, group_panels,
-                len(self.rows), len(self.batch), *sum(self.rows, ()), *sum(self.batch, ()),
+                *self.packed.strides[-3:-1], tap_block, depth_block, copies, row_blocks, groups, group_panels,
+                *self._ahead(block, tap_block * depth_block), len(self.rows), len(self.batch),
+                *sum(self.rows, ()), *sum(self.batch, ()),
                 *self.taps)
         flops = 2 * products * row_count * self.columns * self.depth[0] * len(self.taps)
         nbytes = sum(view.buffer.nbytes for view in (self.a, self.packed, self.out))
@@ -165,20 +183,43 @@ class Product:
     def _reduction_blocks(self, block: Block) -> tuple[int, int, int]:
         """Taps and depth of one pass over the rows, and whether the pass copies its part of A first.
 
-        A pass keeps its part of A for one block of rows in half of the first cache. It is copied to convert it, and
-        where its neighbours along depth lie in different cache lines, if there are panels enough to repay the copy.
+        Where neighbours along depth lie in one cache line, a panel's part of B stays in half of the second cache, and
+        there are as many passes as make the least traffic beyond it. Elsewhere, a pass keeps its part of A for one
+        block of rows in half of the first cache; it is copied if there are panels enough to repay that, or to convert.
         """
         extent, stride = self.depth
         scattered = stride != 1 and extent > 1
         copies = self.a.dtype is not self.out.dtype or (scattered and self.columns > 2 * block.columns)
-        limit = min(COPY_DEPTH, host().first_cache // (2 * block.rows * self.out.dtype.itemsize))
+        limit = min(COPY_DEPTH, host().first_cache // (2 * block.copy_stride * self.out.dtype.itemsize))
         if copies or scattered:
             depth_block = _even(extent, limit)
             tap_block = max(1, limit // depth_block) if depth_block == extent else 1
-        else:
-            depth_block = _even(extent, limit // min(8, ceil(len(self.taps) ** 0.5)))  # taps overlap
-            tap_block = len(self.taps)
-        return _even(len(self.taps), tap_block), depth_block, int(copies)
+            return _even(len(self.taps), tap_block), depth_block, int(copies)
+        panel = extent * len(self.taps) * block.columns * self.out.dtype.itemsize
+        least = max(1, min(ceil(2 * panel / host().second_cache), extent))
+        passes = min(range(least, max(least, ceil(extent / PACK_DEPTH)) + 1),
+                     key=lambda passes: self._traffic(block, passes))
+        return len(self.taps), max(1, ceil(extent / passes)), 0
+
+    def _traffic(self, block: Block, passes: int) -> int:
+        """Elements that so many passes over the depth read from beyond the second cache and write there, roughly."""
+        rows, reduction = prod(dim[0] for dim in self.rows), self.depth[0] * len(self.taps)
+        panels = ceil(self.columns / block.columns)
+        groups = _column_groups(panels, FEW_UNITS, block, ceil(reduction / passes))
+        return rows * (self.depth[0] * groups + 2 * passes * self.columns)
+
+    def _ahead(self, block: Block, reduction: int) -> tuple[int, int]:
+        """Where a pass meets new elements of the next block of rows, from the first row of one on, and in what steps.
+
+        Steps of 0 say that everything fits in the second cache.
+        """
+        distance = block.rows * self.rows[-1][1]
+        if sum(view.buffer.nbytes for view in (self.a, self.packed, self.out)) <= host().second_cache // 2:
+            return 0, 0
+        if self.depth[1] != 1:
+            return 2 * distance - 1, self.depth[1]
+        whole = reduction >= self.depth[0] * len(self.taps)
+        return distance + self.taps[-1], ceil(abs(distance) / reduction) if whole else 1
 
 
 def _even(extent: int, limit: int) -> int:
@@ -208,15 +249,22 @@ def _direct_step(text: str, a: View, b: View, out: View, strides: Dim, extent: i
 
 def _thin_step(a: View, b: View, out: View) -> Step:
     block = thin_block_for(host(), out.dtype.short)
-    strides = (*a.strides[-2:], b.strides[-2], out.strides[-2])
+    fits = b.shape[-1] * b.shape[-2] * b.dtype.itemsize <= host().second_cache
+    strides = (*a.strides[-2:], b.strides[-2], out.strides[-2], max(1, b.shape[-2]) if fits else THIN_DEPTH)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
     return _direct_step(_text("thin_kernel", block), a, b, out, strides, extent, 1, "matmul thin")
 
 
 def _dot_step(a: View, b: View, out: View) -> Step:
     strides = (a.strides[-2], b.strides[-1], out.strides[-2])
-    text = _text("dot_kernel", block_for(host(), out.dtype.short))
+    text = _text("dot_kernel", block_for(host(), out.dtype.short, 1))
     return _direct_step(text, a, b, out, strides, out.size, DOT_GRAIN, "matmul dot")
+
+
+def _dots_step(a: View, b: View, out: View) -> Step:
+    block = block_for(host(), out.dtype.short, 1)
+    extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / block.lanes)
+    return _direct_step(_text("dots_kernel", block), a, b, out, (a.strides[-2],), extent, 1, "matmul dots")
 
 
 def _transposed(view: View) -> View:
@@ -243,7 +291,8 @@ def pack_kernel(block: Block, source: str) -> Any:
     from core.accel import pointer, simd
 
     read, write = getattr(pointer, source), getattr(pointer, block.element)
-    at, strided, widen, width = simd.at, simd.strided, simd.widen, block.columns
+    at, strided, widen, width, lanes = simd.at, simd.strided, simd.widen, block.columns, block.lanes
+    transpose, same = simd.transpose(block.element, lanes), source == block.element
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         depth, columns, panels, length = d[0], d[1], d[2], d[3]
@@ -251,7 +300,8 @@ def pack_kernel(block: Block, source: str) -> Any:
         pieces = (depth + PACK_DEPTH - 1) // PACK_DEPTH if column_stride == 1 else panels
         for unit in range(begin, end):
             product, piece = unit // pieces, unit % pieces
-            b = at(read(p, 0), strided(batch_dims, rank, 3, 1, product))
+            b_offset = strided(batch_dims, rank, 3, 1, product)
+            b = at(read(p, 0), b_offset)
             packed = at(write(p, 1), strided(batch_dims, rank, 3, 2, product))
             if column_stride == 1:
                 for k in range(piece * PACK_DEPTH, min(depth, (piece + 1) * PACK_DEPTH)):
@@ -269,11 +319,18 @@ def pack_kernel(block: Block, source: str) -> Any:
                                 target[j] = 0
                 continue
             source_panel, valid = at(b, piece * width * column_stride), min(columns - piece * width, width)
+            square_columns = valid // lanes * lanes if same and depth_stride == 1 else 0
+            square_depth = depth // lanes * lanes
+            for k in range(0, square_depth, lanes):
+                for j in range(0, square_columns, lanes):
+                    transpose(at(write(p, 0), b_offset + (piece * width + j) * column_stride + k), column_stride,
+                              at(packed, (piece * length + k) * width + j), width)
             for start in range(0, depth, PACK_DEPTH):
                 source, target = at(source_panel, start * depth_stride), at(packed, (piece * length + start) * width)
                 count = min(PACK_DEPTH, depth - start)
                 for j in range(valid):
-                    for k in range(count):
+                    done = max(0, min(count, square_depth - start)) if j < square_columns else 0
+                    for k in range(done, count):
                         target[k * width + j] = widen(source[k * depth_stride + j * column_stride])
                 for k in range(count):
                     for j in range(valid, width):
@@ -293,20 +350,23 @@ def product_kernel(block: Block, source: str) -> Any:
 
     read, write = getattr(pointer, source), getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
-    copy_rows, copy_adjacent, converts = simd.copy_rows(block.rows), simd.copy_adjacent(block), source != block.element
+    copy_rows, copy_adjacent, converts = simd.copy_rows(block), simd.copy_adjacent(block), source != block.element
     table_on_stack = simd.stack(types.int64, 3 * block.rows + COPY_DEPTH)
-    copy_on_stack = simd.stack(simd.FLOATS[block.element], COPY_DEPTH * block.rows)
-    height, width = block.rows, block.columns
+    copy_on_stack = simd.stack(simd.FLOATS[block.element], COPY_DEPTH * block.copy_stride)
+    height, width, pitch = block.rows, block.columns, block.copy_stride
+    vectors, lanes = block.vectors, block.lanes
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         row_count, columns, depth, depth_stride, taps, tap_stride = d[0], d[1], d[2], d[3], d[4], d[5]
-        panel_stride, tap_block, depth_block, copies, row_blocks = d[6], d[7], d[8], d[9], d[10]
-        groups, group_panels, row_rank, batch_rank, row_dims = d[11], d[12], d[13], d[14], at(d, 15)
+        panel_stride, b_stride, tap_block, depth_block, copies, row_blocks = d[6], d[7], d[8], d[9], d[10], d[11]
+        groups, group_panels, ahead, ahead_stride = d[12], d[13], d[14], d[15]
+        row_rank, batch_rank, row_dims = d[16], d[17], at(d, 18)
         batch_dims = at(row_dims, 3 * row_rank)
         tap_offsets = at(batch_dims, 4 * batch_rank)
         last_dim = at(row_dims, 3 * (row_rank - 1))
         inner, inner_stride, inner_step = last_dim[0], last_dim[1], last_dim[2]
         adjacent = inner_stride == 1 and row_rank == 1 and not converts
+        flat = copies != 0 and tap_stride == depth * b_stride  # so that taps of a copy of A and of B lie end to end
         offsets, copy = table_on_stack(), copy_on_stack()
         out_offsets, neighbours, copied_taps = at(offsets, height), at(offsets, 2 * height), at(offsets, 3 * height)
         for row in range(height):
@@ -325,8 +385,10 @@ def product_kernel(block: Block, source: str) -> Any:
                 tap_count = min(tap_block, taps - tap)
                 for start in range(0, max(depth, 1), depth_block):
                     count = min(depth_block, depth - start)
+                    last = ahead_stride == 0 or (start + count >= depth and tap + tap_count >= taps)
+                    b_ahead = 0 if last else vectors * (last_panel - first_panel)
                     for tap_index in range(tap_count * copies):
-                        copied_taps[tap_index] = tap_index * count * height
+                        copied_taps[tap_index] = tap_index * count * pitch
                     for row_block in range(unit, stop):
                         first_row = (row_block - group * row_blocks) * height
                         rows = min(height, row_count - first_row)
@@ -341,6 +403,8 @@ def product_kernel(block: Block, source: str) -> Any:
                                 position = first_row % inner if row == 0 else 0
                             position += 1
                         part = a_offset + start * depth_stride
+                        coming = offsets[0] + ahead if row_block + 1 < stop else tap_count * count * depth_stride
+                        a_ahead = at(write(p, 0), part + tap_offsets[tap] + coming)
                         if copies != 0:
                             for tap_index in range(tap_count):
                                 tap_part = part + tap_offsets[tap + tap_index]
@@ -350,15 +414,22 @@ def product_kernel(block: Block, source: str) -> Any:
                                     copy_adjacent(source_rows, depth_stride, target, count, rows)
                                 else:
                                     copy_rows(at(read(p, 0), tap_part), offsets, depth_stride, target, count)
-                            a, a_rows, a_stride, a_taps = copy, neighbours, height, copied_taps
+                            a, a_rows, a_stride, a_taps = copy, neighbours, pitch, copied_taps
                         else:
                             a, a_rows, a_stride = at(write(p, 0), part), offsets, depth_stride
                             a_taps = at(tap_offsets, tap)
+                        b_part = at(packed, tap * tap_stride + start * b_stride)
+                        sums, length = (1, tap_count * count) if flat else (tap_count, count)
                         for panel in range(first_panel, last_panel):
-                            tile(a, a_rows, a_stride, a_taps, tap_count,
-                                 at(packed, panel * panel_stride + tap * tap_stride + start * width), tap_stride,
-                                 width, count, at(out, panel * width), out_offsets, rows, columns - panel * width,
-                                 tap + start)
+                            next_part, next_stride = a_ahead, ahead_stride
+                            piece = (row_block - unit) * (last_panel - first_panel - 1) + panel - first_panel - 1
+                            if panel > first_panel and piece < b_ahead:  # a vector of columns of B for the next pass
+                                next_panel = at(b_part, (first_panel + piece // vectors) * panel_stride)
+                                next_stride = b_stride
+                                next_part = at(next_panel, piece % vectors * lanes + tap_count * count * b_stride)
+                            tile(a, a_rows, a_stride, a_taps, sums, at(b_part, panel * panel_stride), tap_stride,
+                                 b_stride, length, at(out, panel * width), out_offsets, rows, columns - panel * width,
+                                 tap + start, next_part, next_stride)
             unit = stop
 
     return kernel
@@ -367,7 +438,8 @@ def product_kernel(block: Block, source: str) -> Any:
 def thin_kernel(block: Block) -> Any:
     """Kernel for few rows, which reads B where it lies; units are (product, chunk of columns); p = a, b, out.
 
-    d = M, N, K, strides of M and K in a, of K in b and of M in out, batch rank, then (extent, a, b, out) of each dim.
+    d = M, N, K, strides of M and K in a, of K in b and of M in out, indices of K in a pass, batch rank, then (extent,
+    a, b, out) of each dim.
     """
     from numba import types
 
@@ -379,20 +451,23 @@ def thin_kernel(block: Block) -> Any:
     height, width = block.rows, block.columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        rows, columns, depth, a_row, a_depth, b_depth, out_row, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
-        batch_dims = at(d, 8)
+        rows, columns, depth, a_row, a_depth, b_depth, out_row = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
+        depth_block, rank, batch_dims = d[7], d[8], at(d, 9)
         chunks = (columns + width - 1) // width
         offsets = table_on_stack()
         out_offsets, origin = at(offsets, height), at(offsets, 2 * height)
         origin[0] = 0
         for row in range(height):
             offsets[row], out_offsets[row] = min(row, rows - 1) * a_row, min(row, rows - 1) * out_row
-        for unit in range(begin, end):
-            product, first = unit // chunks, unit % chunks * width
-            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product))
-            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + first)
-            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
-            tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, depth, out, out_offsets, rows, columns - first, 0)
+        for start in range(0, max(depth, 1), depth_block):
+            count = min(depth_block, depth - start)
+            for unit in range(begin, end):
+                product, first = unit // chunks, unit % chunks * width
+                a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + start * a_depth)
+                b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + start * b_depth + first)
+                out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
+                tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, count, out, out_offsets, rows, columns - first,
+                     start, a, 0)
 
     return kernel
 
@@ -416,5 +491,28 @@ def dot_kernel(block: Block) -> Any:
             b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + column * b_column)
             out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + row * out_row)
             out[column] = dot(a, b, depth)
+
+    return kernel
+
+
+def dots_kernel(block: Block) -> Any:
+    """Kernel for one column, K of stride 1 on both sides; units are (product, vector of rows); p = a, b, out.
+
+    d = M, N = 1, K, stride of M in a, batch rank, then (extent, a, b, out) of each dim; M has stride 1 in out.
+    """
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, dots, lanes = simd.at, simd.strided, simd.dots(block.element, block.lanes), block.lanes
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, depth, a_row, rank, batch_dims = d[0], d[2], d[3], d[4], at(d, 5)
+        blocks = (rows + lanes - 1) // lanes
+        for unit in range(begin, end):
+            product, first = unit // blocks, unit % blocks * lanes
+            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
+            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product))
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
+            dots(a, a_row, min(lanes, rows - first), b, depth, out)
 
     return kernel
