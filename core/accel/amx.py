@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 
 from core.accel.chips import NarrowBlock
-from core.accel.narrow import arguments
+from core.accel.narrow import TYPES, arguments, prefetch
 from core.accel.pointer import intrinsic
 from core.accel.simd import choose
 
@@ -90,18 +90,23 @@ class _Tiles:
         _call(self.builder, self.product, [_BYTE(total), _BYTE(left), _BYTE(right)])
 
 
-def multiply(block: NarrowBlock) -> Any:
+def multiply(block: NarrowBlock, target: str) -> Any:
     """As `narrow.multiply`, over tiles: each of the two halves of the rows has one stride, `upper_step` and
-    `lower_step`; `row_offsets` is not looked at."""
+    `lower_step`; `row_offsets` is not looked at.
+
+    Meanwhile `out_rows` rows of `out`, of type `target`, where the block will be written next, come into the cache, two
+    with each chunk: all at once they would keep A and B waiting.
+    """
     size = 4 // block.group
+    target_size = TYPES[target].bitwidth // 8
 
     @intrinsic
     def emit(typing_context: Any, upper: Any, upper_step: Any, upper_table: Any, lower: Any, lower_step: Any,
              lower_table: Any, row_offsets: Any, b: Any, chunks: Any, chunk: Any, before: Any, c: Any, c_stride: Any,
-             rows: Any, columns: Any, fresh: Any) -> Any:
+             rows: Any, columns: Any, fresh: Any, out: Any, out_stride: Any, out_rows: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             (upper, upper_step, upper_table, lower, lower_step, lower_table, _, b, chunks, chunk, before, c, c_stride,
-             rows, columns, fresh) = values
+             rows, columns, fresh, out, out_stride, out_rows) = values
             tiles = _Tiles(builder, block.element)
             steps = [builder.mul(step, _LONG(size)) for step in (upper_step, lower_step)]
             sources = tuple(zip((upper, lower), steps, (upper_table, lower_table), strict=True))
@@ -118,6 +123,12 @@ def multiply(block: NarrowBlock) -> Any:
                             place = builder.gep(before, [_LONG(ROWS * row * block.columns + block.lanes * column)])
                             tiles.load(_SUMS[row][column], place, _LONG(4 * block.columns))
                 with cgutils.for_range(builder, chunks) as loop:
+                    for number in range(2):
+                        row = builder.add(builder.mul(loop.index, _LONG(2)), _LONG(number))
+                        row = builder.select(builder.icmp_signed("<", row, out_rows), row, _LONG(0))
+                        place = _bytes(builder, builder.gep(out, [builder.mul(row, out_stride)]))
+                        for start in range(0, block.columns * target_size, 64):
+                            prefetch(builder, builder.gep(place, [_LONG(start)]), for_writing=True, nearness=3)
                     b_row = builder.gep(b, [builder.mul(loop.index, b_chunk)])
                     for column in range(width):
                         b_tile = builder.gep(b_row, [_LONG(block.lanes * block.group * column)])
@@ -139,6 +150,6 @@ def multiply(block: NarrowBlock) -> Any:
             choose(builder, rows, block.heights, emit_height)
             return context.get_dummy_value()
 
-        return types.void(*arguments(block)), codegen
+        return types.void(*arguments(block, target)), codegen
 
     return emit

@@ -6,7 +6,7 @@ group], and a row of A offers its elements in the same groups, so that one 4-byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -38,12 +38,13 @@ class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
         return hash("bfloat")
 
 
-def arguments(block: NarrowBlock) -> tuple[Any, ...]:
+def arguments(block: NarrowBlock, target: str) -> tuple[Any, ...]:
     """Types of the arguments of `multiply`."""
     element, total = types.CPointer(TYPES[block.element]), types.CPointer(TYPES[block.total])
     right = types.CPointer(TYPES["bf16" if block.element == "bf16" else "i8"])
     index, table = types.int64, types.CPointer(types.int64)
-    return (element, index, table, element, index, table, table, right, index, index, total, total, *[index] * 4)
+    return (element, index, table, element, index, table, table, right, index, index, total, total, *[index] * 4,
+            types.CPointer(TYPES[target]), index, index)
 
 
 class _Products:
@@ -136,24 +137,25 @@ class _Products:
         return [self.builder.and_(shorts, self._number(255, _SHORT)), self.builder.lshr(shorts, eight)]
 
 
-def multiply(block: NarrowBlock) -> Any:
+def multiply(block: NarrowBlock, target: str) -> Any:
     """A function for kernels that computes one register block of C, `block.rows` x `block.columns`:
 
     ``c[i, j] = before[i, j] + sum over t < chunks, k < chunk of a[row(i) + table[t] + k] * b[t, k, j]``
 
     It is called ``multiply(upper, upper_step, upper_table, lower, lower_step, lower_table, row_offsets, b, chunks,
-    chunk, before, c, c_stride, rows, columns, fresh)``. This one takes its rows from `upper`, at `row_offsets`, and its
-    table is `upper_table`; the rest is for tiles (see `amx.multiply`). b is [chunk, group of depth, column, place in
-    group], `before` is gapless, and zeros take its place if `fresh`. Offsets, strides and `chunk` count elements. All
-    of c may be written, whatever `rows` and `columns` say; only so many rows and columns get their value.
-    `row_offsets` holds `block.rows` readable offsets.
+    chunk, before, c, c_stride, rows, columns, fresh, out, out_stride, out_rows)``. This one takes its rows from
+    `upper`, at `row_offsets`, and its table is `upper_table`; the rest is for tiles (see `amx.multiply`). b is [chunk,
+    group of depth, column, place in group], `before` is gapless, and zeros take its place if `fresh`. Offsets, strides
+    and `chunk` count elements. All of c may be written, whatever `rows` and `columns` say; only so many rows and
+    columns get their value. `row_offsets` holds `block.rows` readable offsets.
     """
     @intrinsic
     def emit(typing_context: Any, upper: Any, upper_step: Any, upper_table: Any, lower: Any, lower_step: Any,
              lower_table: Any, row_offsets: Any, b: Any, chunks: Any, chunk: Any, before: Any, c: Any, c_stride: Any,
-             rows: Any, columns: Any, fresh: Any) -> Any:
+             rows: Any, columns: Any, fresh: Any, out: Any, out_stride: Any,
+             out_rows: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            a, _, table, _, _, _, row_offsets, b, chunks, chunk, before, c, c_stride, rows, _, fresh = values
+            a, _, table, _, _, _, row_offsets, b, chunks, chunk, before, c, c_stride, rows, _, fresh, *_ = values
             products = _Products(builder, block)
             groups = builder.sdiv(chunk, _LONG(block.group))
             b_chunk = builder.mul(chunk, _LONG(block.columns))
@@ -202,50 +204,73 @@ def multiply(block: NarrowBlock) -> Any:
             choose(builder, rows, block.heights, emit_block)
             return context.get_dummy_value()
 
-        return types.void(*arguments(block)), codegen
+        return types.void(*arguments(block, target)), codegen
 
     return emit
 
 
-def copy_run(block: NarrowBlock) -> Any:
-    """A function for kernels, ``copy_run(source, target, valid, count)``: copy elements that lie beside each other.
+def _copy_runs(block: NarrowBlock) -> Any:
+    """A function for kernels that copies elements that lie beside each other, for some rows.
 
-    `count` elements of target are written, `valid` from the source and then zeros, and up to 64 bytes behind them:
-    whole lines are faster to read soon after than masked ones.
+    It is called ``copy_runs(a, offsets, rows, shift, target, stride, valid, count)``. Row i gets `count` elements at
+    ``target + i * stride``: `valid` from ``a + offsets[i] + shift`` and then zeros, and up to 64 bytes behind them:
+    whole vectors are faster to read soon after than masked ones.
     """
-    pointer = types.CPointer(TYPES[block.element])
+    element, table, index = types.CPointer(TYPES[block.element]), types.CPointer(types.int64), types.int64
     size = 4 // block.group
-    lanes = 64
-    line, bits = ir.VectorType(_BYTE, lanes), ir.VectorType(_BIT, lanes)
 
     @intrinsic
-    def emit(typing_context: Any, source: Any, target: Any, valid: Any, count: Any) -> Any:
+    def emit(typing_context: Any, a: Any, offsets: Any, rows: Any, shift: Any, target: Any, stride: Any, valid: Any,
+             count: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            source, target = (builder.bitcast(value, line.as_pointer()) for value in values[:2])
-            valid, count = (builder.mul(value, _LONG(size)) for value in values[2:])
-            kind = ir.FunctionType(line, [line.as_pointer(), _WORD, bits, line])
-            load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{lanes}i8.p0")
-            with cgutils.for_range_slice(builder, _LONG(0), count, _LONG(lanes), _LONG) as (start, number):
-                absent = builder.sub(_LONG(lanes), builder.sub(valid, start))
-                absent = builder.select(builder.icmp_signed(">", absent, _LONG(0)), absent, _LONG(0))
-                ones = builder.lshr(_LONG(-1), builder.and_(absent, _LONG(lanes - 1)))
-                some = builder.icmp_signed("<", absent, _LONG(lanes))
-                mask = builder.bitcast(builder.select(some, ones, _LONG(0)), bits)
-                place, goal = (builder.gep(base, [number]) for base in (source, target))
-                value = builder.call(load, [place, _WORD(1), mask, ir.Constant(line, None)])
-                builder.store(value, goal, align=1)
+            a, offsets, rows, shift, target, stride, valid, count = values
+            valid, count = (builder.mul(number, _LONG(size)) for number in (valid, count))
+            source = builder.gep(a, [shift])
+
+            def copy(lanes: int) -> None:
+                line = ir.VectorType(_BYTE, lanes)
+                bits = ir.VectorType(_BIT, lanes)
+                kind = ir.FunctionType(line, [line.as_pointer(), _WORD, bits, line])
+                load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{lanes}i8.p0")
+
+                def vector(place: Any, start: Any) -> Any:
+                    place = builder.gep(builder.bitcast(place, _BYTE.as_pointer()), [start])
+                    return builder.bitcast(place, line.as_pointer())
+
+                with cgutils.for_range_slice(builder, _LONG(0), count, _LONG(lanes), _LONG) as (start, _):
+                    mask = _lanes_below(builder, builder.sub(valid, start), lanes)
+                    with cgutils.for_range(builder, rows) as loop:
+                        offset = builder.load(builder.gep(offsets, [loop.index]))
+                        value = builder.call(load, [vector(builder.gep(source, [offset]), start), _WORD(1), mask,
+                                                    ir.Constant(line, None)])
+                        place = builder.gep(target, [builder.mul(loop.index, stride)])
+                        builder.store(value, vector(place, start), align=1)
+
+            choose(builder, count, (16, 64), copy)  # a short vector lies in fewer cache lines
             return context.get_dummy_value()
 
-        return types.void(pointer, pointer, types.int64, types.int64), codegen
+        return types.void(element, table, index, index, element, index, index, index), codegen
 
     @register_jitable
-    def copy_elements(source: Any, target: Any, valid: int, count: int) -> None:
-        for k in range(valid):
-            target[k] = source[k]
-        for k in range(valid, count):
-            target[k] = 0
+    def copy_elements(a: Any, offsets: Any, rows: int, shift: int, target: Any, stride: int, valid: int,
+                      count: int) -> None:
+        for row in range(rows):
+            source, place = at(a, offsets[row] + shift), at(target, row * stride)
+            for k in range(valid):
+                place[k] = source[k]
+            for k in range(valid, count):
+                place[k] = 0
 
     return copy_elements if block.unit == VECTORS else emit
+
+
+def _lanes_below(builder: Any, count: Any, lanes: int) -> Any:
+    """A mask of the first `count` lanes of a vector."""
+    numbers = ir.Constant(ir.VectorType(_LONG, lanes), list(range(lanes)))
+    undefined = ir.Constant(numbers.type, ir.Undefined)
+    limit = builder.shuffle_vector(builder.insert_element(undefined, count, _WORD(0)), undefined,
+                                   ir.Constant(ir.VectorType(_WORD, lanes), None))
+    return builder.icmp_signed("<", numbers, limit)
 
 
 def copy_rows(block: NarrowBlock) -> Any:
@@ -255,7 +280,7 @@ def copy_rows(block: NarrowBlock) -> Any:
     copy_stride)``: of row i, which begins at ``a[offsets[i]]``, the places start..stop of its line go to
     ``copy[i * copy_stride]`` and on. Places without an element become zero.
     """
-    run = copy_run(block)
+    copy_runs = _copy_runs(block)
 
     @register_jitable
     def copy_block(a: Any, offsets: Any, rows: int, taps: Any, tap_count: int, depth: int, depth_stride: int,
@@ -271,8 +296,7 @@ def copy_rows(block: NarrowBlock) -> Any:
                 shift = taps[tap] + first * depth_stride
             target = at(copy, place - start)
             if depth_stride == 1:
-                for row in range(rows):
-                    run(at(a, offsets[row] + shift), at(target, row * copy_stride), valid, count)
+                copy_runs(a, offsets, rows, shift, target, copy_stride, valid, count)
             else:
                 for k in range(count):
                     for row in range(rows):
@@ -283,42 +307,116 @@ def copy_rows(block: NarrowBlock) -> Any:
     return copy_block
 
 
-def store_line(block: NarrowBlock, rounds: bool) -> Any:
-    """A function for kernels, ``store_line(sums, target, count)``: put a row of sums in its place.
+def store_block(block: NarrowBlock, rounds: bool) -> Any:
+    """A function for kernels that puts a block of sums in its place, rounded to bfloat16 if `rounds`.
 
-    Up to `block.columns` of them go to `target`, rounded to bfloat16 if `rounds`, else as they are.
+    It is called ``store_block(sums, target, stride, rows, columns, phase, period, valid)``: row i of the gapless sums
+    goes to ``target + stride * i``, columns elements of it. Where `period` is above 1, row i has place ``(phase + i) %
+    period`` of its line: rows from `valid` on are dropped, and no place of target is kept for them.
     """
+    store = _store_rows(block, rounds)
+    width = block.columns
+
+    @register_jitable
+    def store_lines(sums: Any, target: Any, stride: int, rows: int, columns: int, phase: int, period: int,
+                    valid: int) -> None:
+        if period == 1:
+            store(sums, target, stride, rows, columns)
+            return
+        row, dropped = 0, 0
+        while row < rows:
+            count = max(0, min(rows - row, valid - phase))
+            store(at(sums, row * width), at(target, (row - dropped) * stride), stride, count, columns)
+            row += period - phase
+            dropped += period - phase - count
+            phase = 0
+
+    return store_lines
+
+
+def _store_rows(block: NarrowBlock, rounds: bool) -> Any:
+    """A function for kernels, ``store(sums, target, stride, rows, columns)``, for rows of one stride."""
     total = types.CPointer(TYPES[block.total])
     element = types.CPointer(TYPES["bf16"]) if rounds else total
+    # Pairs of vectors fill a cache line with bfloat16.
+    lanes = 2 * block.lanes if rounds and block.unit != VECTORS else block.lanes
 
     @intrinsic
-    def emit(typing_context: Any, sums: Any, target: Any, count: Any) -> Any:
+    def emit(typing_context: Any, sums: Any, target: Any, stride: Any, rows: Any, columns: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            sums, target, count = values
+            sums, target, stride, rows, columns = values
 
-            def store(start: Any, lanes: int) -> None:
-                kind = ir.VectorType(_WORD, lanes)
-                bits = builder.load(builder.bitcast(builder.gep(sums, [start]), kind.as_pointer()), align=4)
-                value = _rounded(builder, bits) if rounds else bits
-                builder.store(value, builder.bitcast(builder.gep(target, [start]), value.type.as_pointer()),
-                              align=2 if rounds else 4)
+            def each_row(store: Callable[[Any, Any], None]) -> None:
+                with cgutils.for_range(builder, rows) as loop:
+                    store(builder.gep(sums, [builder.mul(loop.index, _LONG(block.columns))]),
+                          builder.gep(target, [builder.mul(loop.index, stride)]))
 
-            with builder.if_else(builder.icmp_signed("==", count, _LONG(block.columns))) as (whole, part):
+            def element_of(line: Any, start: Any, lanes: int) -> Any:
+                bits = builder.load(builder.bitcast(builder.gep(line, [start]),
+                                                    ir.VectorType(_WORD, lanes).as_pointer()), align=4)
+                return _rounded(builder, block, bits) if rounds else bits
+
+            def store_whole(line: Any, place: Any) -> None:
+                for start in range(0, block.columns, lanes):
+                    value = element_of(line, _LONG(start), lanes)
+                    builder.store(value, builder.bitcast(builder.gep(place, [_LONG(start)]), value.type.as_pointer()),
+                                  align=2 if rounds else 4)
+
+            def store_part(line: Any, place: Any) -> None:
+                if block.unit == VECTORS:
+                    with cgutils.for_range(builder, columns) as loop:
+                        value = element_of(line, loop.index, 1)
+                        builder.store(builder.extract_element(value, _WORD(0)), builder.bitcast(
+                            builder.gep(place, [loop.index]), value.type.element.as_pointer()))
+                    return
+                for start in range(0, block.columns, lanes):
+                    value = element_of(line, _LONG(start), lanes)
+                    _store_masked(builder, value, builder.gep(place, [_LONG(start)]),
+                                  builder.sub(columns, _LONG(start)))
+
+            with builder.if_else(builder.icmp_signed("==", columns, _LONG(block.columns))) as (whole, part):
                 with whole:
-                    for start in range(0, block.columns, block.lanes):
-                        store(_LONG(start), block.lanes)
-                with part, cgutils.for_range(builder, count) as loop:
-                    store(loop.index, 1)
+                    each_row(store_whole)
+                with part:
+                    each_row(store_part)
             return context.get_dummy_value()
 
-        return types.void(total, element, types.int64), codegen
+        return types.void(total, element, *[types.int64] * 3), codegen
 
     return emit
 
 
-def _rounded(builder: Any, bits: Any) -> Any:
-    """A vector of float32 bits as bfloat16: to nearest, ties to even; NaN stays a quiet NaN."""
+def prefetch(builder: Any, place: Any, for_writing: bool, nearness: int) -> None:
+    """Have a line of memory come nearer: 3 is the first cache. An address where no memory is does no harm."""
+    kind = ir.FunctionType(ir.VoidType(), [place.type, *[_WORD] * 3])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, _WORD(int(for_writing)), _WORD(nearness), _WORD(1)])
+
+
+def _store_masked(builder: Any, value: Any, place: Any, count: Any) -> None:
+    """Store the first `count` lanes of a vector."""
+    kind, lanes, bits = value.type, value.type.count, value.type.element.width
+    mask = _lanes_below(builder, count, lanes)
+    signature = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), _WORD, mask.type])
+    store = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{lanes}i{bits}.p0")
+    builder.call(store, [value, builder.bitcast(place, kind.as_pointer()), _WORD(bits // 8), mask])
+
+
+def _rounded(builder: Any, block: NarrowBlock, bits: Any) -> Any:
+    """A vector of float32 bits as bfloat16: to nearest, ties to even; NaN stays a quiet NaN.
+
+    A unit that multiplies bfloat16 brings an instruction for 32 lanes. It takes numbers below the smallest normal one
+    for zero, which none of the sums of that unit are.
+    """
     lanes = bits.type.count
+    if block.unit != VECTORS:
+        half = ir.VectorType(ir.FloatType(), lanes // 2)
+        lower, upper = (builder.bitcast(builder.shuffle_vector(bits, bits, ir.Constant(
+            ir.VectorType(_WORD, lanes // 2), list(range(start, start + lanes // 2)))), half)
+            for start in (0, lanes // 2))
+        kind = ir.FunctionType(ir.VectorType(_BFloat(), lanes), [half, half])
+        convert = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
+        return builder.bitcast(builder.call(convert, [upper, lower]), ir.VectorType(_SHORT, lanes))
 
     def number(value: int) -> Any:
         return ir.Constant(bits.type, [value] * lanes)

@@ -71,6 +71,15 @@ def test_a_call_does_not_see_the_one_before(seed):
     assert not overwritten
 
 
+@pytest.mark.parametrize("size", [0, 3, 5000, 200_001])
+def test_large_results_begin_with_a_cache_line(size):
+    program = jit(lambda x: x + 1)
+    results = [program(np.arange(size, dtype=np.float32)) for _ in range(3)]
+    for result in results:
+        np.testing.assert_array_equal(result.storage, np.arange(1, size + 1, dtype=np.float32))
+        assert size < 200_000 or result.storage.ctypes.data % 64 == 0
+
+
 def test_close_outputs_have_the_bits_of_distant_ones():
     """LLVM must not choose between a vector and a scalar sum by the distance of two addresses."""
     def function(x):

@@ -210,6 +210,21 @@ def test_convolutions(chip, kind):
     assert_convolutions(kind)
 
 
+@pytest.fixture
+def small_caches(monkeypatch):
+    """This machine with caches so small that little of B stays near: long bands, narrow groups and many passes."""
+    small = replace(chips.host(), first_cache=2 << 10, second_cache=48 << 10)
+    monkeypatch.setattr(narrow, "host", lambda: small)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_panels_from_afar(small_caches, kind):
+    rng = np.random.default_rng(9)
+    for batch, m, k, n in [((), 700, 1000, 400), ((3,), 70, 900, 330), ((), 33, 2000, 40)]:
+        assert_product(*factors(rng, batch, m, k, n, kind), kind)
+    assert_convolutions(kind)
+
+
 @pytest.mark.parametrize("kind", ["bf16 rounded", "u8"])
 @pytest.mark.parametrize("size", [100, 10_000])
 def test_convolutions_in_strips(monkeypatch, size, kind):

@@ -22,8 +22,9 @@ from core.engine import dtypes
 
 FEW_BLOCKS = 16
 """With fewer blocks of rows than this a weight gradient reads the output's gradient where it lies."""
-STRIPS_FROM = 2 << 20
-"""Bytes of padded input, of narrow elements, that are padded at once."""
+STRIPS_FROM = 1 << 19
+"""Bytes of padded input, of narrow elements, that are padded at once: the second cache keeps them until they are read,
+with the kernel and what is written."""
 
 
 def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],

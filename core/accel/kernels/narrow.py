@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from itertools import takewhile
+from math import ceil, gcd, prod
 from typing import Any
 
 from core.accel.chips import TILES, NarrowBlock, host, narrow_block_for
@@ -23,10 +24,14 @@ from core.engine import dtypes
 
 DTYPES = (dtypes.bfloat16, dtypes.int8, dtypes.uint8)
 """Element types of A."""
-PASS_CHUNKS = 48
+PASS_CHUNKS = 128
 """Chunks of the reduction that one pass over the rows may take; rows of so many chunks fit on the thread's stack."""
+WAY = 4096
+"""Bytes after which addresses fall into the same set of the first cache."""
 FEW_UNITS = 8
 """With fewer units than this the work is cut finer, so that every thread has some."""
+LONG_BAND = 16
+"""Where panels of B are far away: the least row blocks of a band that they are read for, and most panels of a group."""
 ROUNDED = 1024
 """Elements that a unit of rounding takes."""
 TILE_ROWS = 16
@@ -98,15 +103,19 @@ class Product:
         depth, depth_stride = self.depth
         line, panel_count = line_of(block, len(self.taps), depth), ceil(self.columns / block.columns)
         copies = depth_stride != 1 or depth % line.chunk != 0 or line.padded != depth
+        fits = _fits(block, line, panel_count)
         walk = Walk(_merged(self.rows), self.batch)
         if block.unit == TILES and not copies:
             walk = walk.with_holes(self.row_stride, block.rows, panel_count)
-        products, row_blocks = prod(dim[0] for dim in walk.batch), ceil(walk.count / block.rows)
-        pass_chunks = self._pass_chunks(block, line, walk.rows[-1][1])
-        group_panels, band = _cut(block, line, panel_count, row_blocks, products)
-        groups, bands = ceil(panel_count / group_panels), ceil(row_blocks / band)
-        # Rows far apart fall into few sets of the first cache; a copy of them repays itself over some panels.
-        copies = copies or (len(self.taps) == 1 and group_panels >= 4 and line.chunks > 1)
+        products, row_blocks, sharing = prod(dim[0] for dim in walk.batch), ceil(walk.count / block.rows), walk.sharing
+        blocks = row_blocks * sharing
+        group_panels, band = _cut(block, line, panel_count, blocks, products // sharing)
+        groups, bands = ceil(panel_count / group_panels), ceil(blocks / band)
+        row_size = walk.rows[-1][1] * self.a.dtype.itemsize
+        # Rows that fall into few sets of the first cache: a copy of them repays itself over some panels.
+        copies = copies or (len(self.taps) == 1 and group_panels >= 4 and line.chunks > 1
+                            and block.rows * gcd(row_size, WAY) > 4 * WAY)
+        pass_chunks = self._pass_chunks(block, line, walk.rows[-1][1], 0 if fits else group_panels)
         places = () if copies else tuple(tap + start for tap in self.taps for start in range(0, depth, line.chunk))
         sums: tuple[View, ...] = ()
         if pass_chunks < line.chunks:
@@ -114,19 +123,30 @@ class Product:
             sums = (contiguous(dtypes.BY_NAME[block.total], shape, "sums"),)
         dims = (walk.count, walk.period, walk.valid, self.columns, depth, depth_stride, line.padded, line.chunk,
                 line.chunks, pass_chunks, int(copies), len(self.taps), self.row_stride, groups, group_panels, bands,
-                band, len(walk.rows), len(walk.batch), *sum(walk.rows, ()), *sum(walk.batch, ()), *self.taps, *places)
+                band, len(walk.rows), len(walk.batch), sharing, *sum(walk.rows, ()), *sum(walk.batch, ()), *self.taps,
+                *places)
         operands = (self.a, self.packed, self.out, *sums)
         return Step(_text("product_kernel", block, self.out.dtype.short), operands, tuple(range(2, len(operands))),
-                    dims, products * groups * bands, name=name,
+                    dims, products // sharing * groups * bands, name=name,
                     flops=2 * prod(row[0] for row in self.rows) * prod(dim[0] for dim in self.batch) * self.columns
                     * depth * len(self.taps), nbytes=sum(view.buffer.nbytes for view in operands[:3]))
 
-    def _pass_chunks(self, block: NarrowBlock, line: Line, row_step: int) -> int:
-        """Chunks of a pass over the rows: what a block of rows reads of A stays in half of the first cache."""
-        depth = max(self.depth[0], 1)
-        tap_size = ((block.rows - 1) * min(abs(row_step), depth) + depth) * self.a.dtype.itemsize
-        limit = max(1, host().first_cache // 2 * line.padded // (tap_size * line.chunk))
-        passes = max(1, round(line.chunks / limit), ceil(line.chunks / PASS_CHUNKS))
+    def _pass_chunks(self, block: NarrowBlock, line: Line, row_step: int, panels: int) -> int:
+        """Chunks of a pass over the rows.
+
+        What a block of rows reads of A stays near: in half of the first cache, or in the second one for tiles, which
+        are wide enough to wait for it. So does what a group of `panels` panels of B holds of the pass, if it is not 0.
+        """
+        chunk_size = line.chunk * self.a.dtype.itemsize
+        if block.unit == TILES:
+            limit = host().second_cache // 8 // (block.rows * chunk_size)
+        else:
+            depth = max(self.depth[0], 1)
+            tap_size = ((block.rows - 1) * min(abs(row_step), depth) + depth) * self.a.dtype.itemsize
+            limit = host().first_cache // 2 * line.padded // (tap_size * line.chunk)
+        if panels:
+            limit = min(limit, host().second_cache // 2 // (panels * block.columns * chunk_size))
+        passes = max(1, round(line.chunks / max(limit, 1)), ceil(line.chunks / PASS_CHUNKS))
         return max(1, ceil(line.chunks / passes))
 
 
@@ -146,6 +166,11 @@ class Walk:
     def count(self) -> int:
         return prod(extent for extent, _ in self.rows)
 
+    @property
+    def sharing(self) -> int:
+        """How many products after each other have one B."""
+        return prod(dim[0] for dim in takewhile(lambda dim: dim[0] == 1 or dim[2] == 0, reversed(self.batch)))
+
     def with_holes(self, row_stride: int, height: int, panels: int) -> Walk:
         """Lines of rows joined over the gap between them, if that is cheaper than to copy tiles across their ends."""
         if len(self.rows) < 2:
@@ -155,7 +180,7 @@ class Walk:
             return self
         period = far // near
         flat = (lines - 1) * period + valid
-        copied = min(1.0, TILE_ROWS / valid) / min(panels, 8)
+        copied = min(1.0, TILE_ROWS / valid) / min(panels, 8) if valid % TILE_ROWS else 0
         if prod(dim[0] for dim in outer) * ceil(flat / height) > ceil(self.count / height) * (1 + copied):
             return self
         extents = tuple(dim[0] for dim in outer)
@@ -176,22 +201,34 @@ def _merged(rows: Sequence[Dim]) -> tuple[Dim, ...]:
     return tuple(merged)
 
 
-def _cut(block: NarrowBlock, line: Line, panels: int, row_blocks: int, products: int) -> tuple[int, int]:
+def _fits(block: NarrowBlock, line: Line, panels: int) -> bool:
+    """Whether some panels, if not all, stay in the second cache for the whole reduction."""
+    return _fitting(block, line) >= min(panels, 8)
+
+
+def _fitting(block: NarrowBlock, line: Line) -> int:
+    """Panels that stay in the second cache."""
+    return 3 * host().second_cache // 4 // max(1, line.length * block.columns * (4 // block.group))
+
+
+def _cut(block: NarrowBlock, line: Line, panels: int, blocks: int, products: int) -> tuple[int, int]:
     """Panels of a group and row blocks of a band.
 
-    Groups of panels stay in the second cache for the whole reduction, if that leaves groups of some width, and a band
-    is one block, to keep its sums near. Otherwise panels come from afar in each pass, and a long band pays for them.
+    A band is one block, to keep its sums near, if a group of panels fits into the second cache. Otherwise panels come
+    from afar in each pass. A long band, whose sums fill half of that cache, pays for them.
     """
-    panel_size = line.length * block.columns * (4 // block.group)
-    fitting = 3 * host().second_cache // 4 // max(1, panel_size)
-    if fitting >= min(panels, 8):
-        groups, band = ceil(panels / fitting), 1
-    else:
-        groups, band = ceil(panels / 16), 16
-    while band > 1 and products * groups * ceil(row_blocks / band) < FEW_UNITS:
+    if _fits(block, line, panels):
+        groups, band = ceil(panels / _fitting(block, line)), 1
+        groups = min(panels, max(groups, FEW_UNITS // max(1, products * blocks)))
+        return ceil(panels / groups), 1
+    groups = ceil(panels / LONG_BAND)
+    while panels // groups >= 8 and products * groups * ceil(blocks / LONG_BAND) < FEW_UNITS:
+        groups *= 2
+    group_panels = ceil(panels / groups)
+    band = max(LONG_BAND, host().second_cache // 2 // (4 * block.rows * block.columns * group_panels))
+    while band > LONG_BAND and products * groups * ceil(blocks / band) < FEW_UNITS:
         band //= 2
-    groups = min(panels, max(groups, FEW_UNITS // max(1, products * ceil(row_blocks / band))))
-    return ceil(panels / groups), min(band, row_blocks)
+    return group_panels, ceil(blocks / ceil(blocks / band))
 
 
 def rounding(sums: View, out: View) -> Step:
@@ -224,10 +261,12 @@ def rounding_kernel() -> Any:
 
 
 def product_kernel(block: NarrowBlock, target: str) -> Any:
-    """Kernel of `Product`: units are (product, group of panels, band of row blocks); p = a, packed, out, sums.
+    """Kernel of `Product`: units are (products that share B, group of panels, band of row blocks); p = a, packed, out,
+    sums. d as in the step.
 
     A band takes one pass of the reduction before the next; between passes sums [product, row block, panel, row, column]
-    hold what it has. With a single pass there are none. d as in the step.
+    hold what it has. With a single pass there are none. A block of out is whole after its last pass: then `store_block`
+    writes it, or `multiply` itself where its sums are what out holds, in rows of one stride.
     """
     from numba import types
 
@@ -236,31 +275,30 @@ def product_kernel(block: NarrowBlock, target: str) -> Any:
     tiles = block.unit == chips.TILES
     read, right = getattr(pointer, block.element), getattr(pointer, "bf16" if block.element == "bf16" else "i8")
     total, write = getattr(pointer, block.total), getattr(pointer, target)
-    at, strided, multiply = simd.at, simd.strided, (amx if tiles else narrow).multiply(block)
+    at, strided, multiply = simd.at, simd.strided, (amx if tiles else narrow).multiply(block, target)
     begin_tiles, end_tiles = (amx.configure, amx.release) if tiles else (narrow.no_configuration, narrow.no_release)
     copy_rows = narrow.copy_rows(block)
     height, width, size = block.rows, block.columns, 4 // block.group
     part = TILE_ROWS if tiles else height
     copy_width = (64 * (PASS_CHUNKS + 2)) // size
     copy_on_stack = simd.stack(narrow.TYPES[block.element], height * copy_width)
-    table_on_stack = simd.stack(types.int64, height + PASS_CHUNKS)
-    neighbours_on_stack, out_rows_on_stack = (simd.stack(types.int64, height) for _ in range(2))
+    table_on_stack, offsets_on_stack = simd.stack(types.int64, PASS_CHUNKS), simd.stack(types.int64, height)
     sums_on_stack = simd.stack(narrow.TYPES[block.total], height * width)
-    writes_sums, store_line = target == block.total, narrow.store_line(block, target == "bf16")
+    writes_sums, store_block = target == block.total, narrow.store_block(block, target == "bf16")
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         row_count, period, period_valid, columns, depth, depth_stride = d[0], d[1], d[2], d[3], d[4], d[5]
         padded, chunk, chunks, pass_chunks, copies, taps, row_stride = d[6], d[7], d[8], d[9], d[10], d[11], d[12]
         groups, group_panels, bands, band, row_rank, batch_rank = d[13], d[14], d[15], d[16], d[17], d[18]
-        row_dims = at(d, 19)
+        sharing, row_dims = d[19], at(d, 20)
         batch_dims = at(row_dims, 2 * row_rank)
         tap_offsets = at(batch_dims, 4 * batch_rank)
         chunk_offsets = at(tap_offsets, taps)
         inner, inner_stride = row_dims[2 * row_rank - 2], row_dims[2 * row_rank - 1]
         panels, row_blocks = (columns + width - 1) // width, (row_count + height - 1) // height
-        offsets, neighbours, out_rows = table_on_stack(), neighbours_on_stack(), out_rows_on_stack()
+        blocks = row_blocks * sharing
+        copied_table, offsets, neighbours = table_on_stack(), offsets_on_stack(), offsets_on_stack()
         copy, block_sums = copy_on_stack(), sums_on_stack()
-        copied_table = at(offsets, height)
         # An odd number of cache lines between rows of the copy spreads them over the cache.
         copy_stride = ((pass_chunks * chunk * size + 127) // 128 * 128 + 64) // size
         for index in range(pass_chunks):
@@ -269,74 +307,75 @@ def product_kernel(block: NarrowBlock, target: str) -> Any:
             neighbours[row] = row * copy_stride
         begin_tiles(chunk * size)
         for unit in range(begin, end):
-            product = unit // (groups * bands)
-            first_panel = unit // bands % groups * group_panels
-            last_panel = min(panels, first_panel + group_panels)
             first_block = unit % bands * band
-            last_block = min(row_blocks, first_block + band)
-            a = at(read(p, 0), strided(batch_dims, batch_rank, 4, 1, product))
-            packed = at(right(p, 1), strided(batch_dims, batch_rank, 4, 2, product))
-            out_place = strided(batch_dims, batch_rank, 4, 3, product)
+            last_block = min(blocks, first_block + band)
+            group, first_product = unit // bands % groups, unit // (bands * groups) * sharing
+            first_panel = group * group_panels
+            last_panel = min(panels, first_panel + group_panels)
+            packed = at(right(p, 1), strided(batch_dims, batch_rank, 4, 2, first_product))
             for start in range(0, chunks, pass_chunks):
                 count = min(pass_chunks, chunks - start)
                 ends = start + count == chunks
                 for row_block in range(first_block, last_block):
-                    first_row = row_block * height
+                    product = first_product + row_block // row_blocks
+                    a = at(read(p, 0), strided(batch_dims, batch_rank, 4, 1, product))
+                    out_place = strided(batch_dims, batch_rank, 4, 3, product)
+                    first_row = row_block % row_blocks * height
                     rows = min(height, row_count - first_row)
                     phase = first_row % period
-                    line_row = first_row // period * period_valid
+                    first_place = (first_row // period * period_valid + min(phase, period_valid)) * row_stride
                     unbroken = rows == height and (period == 1 or phase + height <= period_valid)
-                    for row in range(rows):
-                        out_rows[row] = (line_row + phase) * row_stride if phase < period_valid else -1
-                        phase += 1
-                        if phase == period:
-                            phase = 0
-                            line_row += period_valid
                     position = first_row % inner
-                    upper_whole = position + part <= inner and rows >= part
-                    lower_whole = (position + part) % inner + part <= inner and rows == height
-                    for row in range(height):
-                        if row >= rows or (row > 0 and position < inner):
-                            offsets[row] = offsets[row - 1] + (inner_stride if row < rows else 0)
-                        else:
-                            offsets[row] = strided(row_dims, row_rank, 2, 1, first_row + row)
-                            position = first_row % inner if row == 0 else 0
-                        position += 1
+                    lower_position = (position + part) % inner
+                    upper_copied = copies != 0 or (tiles and (position + part > inner or rows < part))
+                    lower_copied = (part < rows
+                                    and (copies != 0 or (tiles and (lower_position + part > inner or rows < height))))
                     table = at(chunk_offsets, start)
-                    upper, upper_step, upper_table = at(a, offsets[0] if tiles else 0), inner_stride, table
-                    lower, lower_step, lower_table = at(a, offsets[part % height]), inner_stride, table
+                    first_offset = strided(row_dims, row_rank, 2, 1, first_row)
+                    upper, upper_step, upper_table = at(a, first_offset if tiles else 0), inner_stride, table
+                    lower, lower_step, lower_table = upper, inner_stride, table
+                    if part < rows:
+                        lower = at(a, strided(row_dims, row_rank, 2, 1, first_row + part))
+                    if not tiles or upper_copied or lower_copied:
+                        row = 0
+                        while row < rows:
+                            offset = strided(row_dims, row_rank, 2, 1, first_row + row)
+                            run = min(inner - position, rows - row)
+                            for index in range(run):
+                                offsets[row + index] = offset + index * inner_stride
+                            row += run
+                            position = 0
+                        for row in range(rows, height):
+                            offsets[row] = offsets[rows - 1]
                     row_offsets = offsets
-                    first_copied = 0 if copies != 0 or (tiles and not upper_whole) else part
-                    last_copied = height if copies != 0 or (tiles and not lower_whole) else part
-                    last_copied = min(last_copied, rows)
-                    if first_copied < last_copied:
+                    if upper_copied or lower_copied:
+                        first_copied = 0 if upper_copied else part
+                        last_copied = rows if lower_copied else min(part, rows)
                         copy_rows(a, at(offsets, first_copied), last_copied - first_copied, tap_offsets, taps, depth,
                                   depth_stride, padded, start * chunk, (start + count) * chunk,
                                   at(copy, first_copied * copy_stride), copy_stride)
-                    if first_copied == 0:
-                        upper, upper_step, upper_table = copy, copy_stride, copied_table
-                        row_offsets = neighbours
-                    if last_copied > part:
+                    if upper_copied:
+                        upper, upper_step, upper_table, row_offsets = copy, copy_stride, copied_table, neighbours
+                    if lower_copied:
                         lower, lower_step, lower_table = at(copy, part * copy_stride), copy_stride, copied_table
                     for panel in range(first_panel, last_panel):
                         valid = min(width, columns - panel * width)
                         b = at(packed, (panel * chunks + start) * chunk * width)
                         direct = ends and writes_sums and unbroken and valid == width
-                        place = out_place + panel * width
+                        place = out_place + panel * width + first_place
                         before, after, stride = block_sums, block_sums, width
                         if count < chunks:
-                            block_index = (product * row_blocks + row_block) * panels + panel
+                            block_index = (first_product * row_blocks + row_block) * panels + panel
                             before = at(total(p, 3), block_index * height * width)
                             after = block_sums if ends else before
                         if direct:
-                            after, stride = at(total(p, 2), place + out_rows[0]), row_stride
+                            after, stride = at(total(p, 2), place), row_stride
                         multiply(upper, upper_step, upper_table, lower, lower_step, lower_table, row_offsets, b, count,
-                                 chunk, before, after, stride, rows, valid, int(start == 0))
+                                 chunk, before, after, stride, rows, valid, int(start == 0), at(write(p, 2), place),
+                                 row_stride, rows if ends else 0)
                         if ends and not direct:
-                            final = at(write(p, 2), place)
-                            for row in range(rows):
-                                if out_rows[row] >= 0:
-                                    store_line(at(block_sums, row * width), at(final, out_rows[row]), valid)
+                            store_block(block_sums, at(write(p, 2), place), row_stride, rows, valid, phase, period,
+                                        period_valid)
         end_tiles()
 
     return kernel
