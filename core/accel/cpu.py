@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.accel import threads
+from core.accel import compilers, threads
 from core.accel.lower import AnyStep, HostStep
 from core.accel.passes.memory import ALIGNMENT
 from core.accel.plan import ARENA, FIRST_INPUT, KEPT, Plan, make_plan
@@ -28,18 +28,18 @@ from core.engine.ops.table import evaluate
 Memory = NDArray[np.uint8]
 
 _ALIGNED_FROM = 1 << 19
-"""Bytes of a result from which its place in memory is worth the microseconds that it takes to choose it."""
+"""Bytes of an array from which its place in memory is worth the microseconds that it takes to choose it."""
 
 
 def _allocate(nbytes: int) -> Memory:
     """Zeroed bytes at an aligned address."""
     raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT
+    skip = -_address(raw) % ALIGNMENT
     return raw[skip:skip + nbytes]
 
 
 def _empty(shape: tuple[int, ...], storage: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialised array; a large one begins with a cache line, so that rows of out are not torn over two."""
+    """An uninitialised array; a large one begins with a cache line, so that its rows are not torn over two."""
     nbytes = prod(shape) * storage.itemsize
     if nbytes < _ALIGNED_FROM:
         return np.empty(shape, storage)
@@ -58,6 +58,8 @@ class CpuExecutable:
         self._arena, self._kept = _allocate(self._plan.arena), _allocate(self._plan.kept)
         for offset, image in self._plan.constants:
             self._kept[offset:offset + image.size] = image
+        compilers.compile_missing(step.kernel for step in (*self._plan.prologue, *self._plan.body)
+                                  if isinstance(step, Step))
         self._prologue = self._segments(self._plan.prologue)
         self._body = self._segments(self._plan.body)
         self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
@@ -84,8 +86,10 @@ class CpuExecutable:
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
         with self._lock:
-            held = [_solid(array).copy() for array in arrays]
-            self._own(held, [np.empty_like(array) for array in held] if self._options.carried else [])
+            held = [_empty(array.shape, array.dtype) for array in arrays]
+            for own, array in zip(held, arrays, strict=True):
+                own[...] = array
+            self._own(held, [_empty(array.shape, array.dtype) for array in arrays] if self._options.carried else [])
             self._prepare()
 
     def held(self) -> list[NDArray[Any]]:

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[\w.]+")
 
 def key(text: str, function: str, modules: Iterable[str]) -> str:
     """The key of `function` in a text that builds on `modules` (see `closure`)."""
-    parts = [_machine(), function, text, *(f"{name} {_examine(name)[0]}" for name in modules)]
+    parts = [machine(), function, text, *(f"{name} {_examine(name)[0]}" for name in modules)]
     return _digest("\0".join(parts).encode())
 
 
@@ -48,7 +48,8 @@ def source(module: str) -> Path:
 
 
 @functools.cache
-def _machine() -> str:
+def machine() -> str:
+    """Digest of the compiler, its settings, and the processor."""
     import llvmlite
     from llvmlite import binding
 

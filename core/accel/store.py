@@ -48,7 +48,7 @@ def address(text: str, function: str = "kernel") -> int:
     DeviceError
         If others may write to the directory of the store, or numba is needed and missing.
     """
-    return _store().address(text, function)
+    return default().address(text, function)
 
 
 def addresses(texts: Iterable[str]) -> list[int]:
@@ -90,14 +90,28 @@ class Store:
                 self._loaded[text, function] = found
         return found
 
+    def entries(self) -> set[str]:
+        """Names of all entries in the directory."""
+        return {path.name for path in self.directory.glob("*.kernel")}
+
+    def used(self) -> set[str]:
+        """Names of the entries of all kernels that this process has loaded."""
+        return {self._path(text, function).name for text, function in self._loaded}
+
+    def missing(self, texts: Iterable[str]) -> list[str]:
+        """Those texts, each once, whose kernels this process has not loaded and the directory lacks."""
+        return [text for text in dict.fromkeys(texts)
+                if (text, "kernel") not in self._loaded and not self._path(text, "kernel").exists()]
+
+    def _path(self, text: str, function: str) -> Path:
+        return self.directory / f"{fingerprint.key(text, function, fingerprint.closure(text))}.kernel"
+
     def _load(self, text: str, function: str) -> int:
-        modules = fingerprint.closure(text)
-        key = fingerprint.key(text, function, modules)
-        path = self.directory / f"{key}.kernel"
+        path = self._path(text, function)
         code = _read(path)
         if code is None:
-            code = objects.compile_text(text, function, f"{function} {key[:12]}")
-            self._keep(path, code, modules)
+            code = objects.compile_text(text, function, f"{function} {path.stem[:12]}")
+            self._keep(path, code, fingerprint.closure(text))
         return objects.link(code)
 
     def _keep(self, path: Path, code: ObjectCode, modules: Iterable[str]) -> None:
@@ -178,7 +192,7 @@ _default: Store | None = None
 _default_lock = threading.Lock()
 
 
-def _store() -> Store:
+def default() -> Store:
     """The store of this process: in ``$TILEWORK_CACHE``, the user's cache directory, or else a temporary one."""
     global _default
     if _default is None:

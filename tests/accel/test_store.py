@@ -138,7 +138,7 @@ def test_foreign_directory_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_unusable_directory_falls_back_to_a_temporary_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    program = PROGRAM.format(root=ROOT, text=scale(17)) + "print(store._store().directory)"
+    program = PROGRAM.format(root=ROOT, text=scale(17)) + "print(store.default().directory)"
     done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True,
                           env={**os.environ, "TILEWORK_CACHE": str(tmp_path / "file")})
     temporary = done.stdout.splitlines()[-1]
@@ -197,10 +197,10 @@ def test_texts_functions_and_settings_have_their_own_keys(monkeypatch: pytest.Mo
 
     keys = {key(scale(1), "kernel"), key(scale(2), "kernel"), key(scale(1), "other")}
     monkeypatch.setenv("NUMBA_OPT", "1")
-    fingerprint._machine.cache_clear()
+    fingerprint.machine.cache_clear()
     keys.add(key(scale(1), "kernel"))
     monkeypatch.undo()
-    fingerprint._machine.cache_clear()
+    fingerprint.machine.cache_clear()
     assert len(keys) == 4
 
 

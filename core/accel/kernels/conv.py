@@ -14,7 +14,7 @@ from math import ceil, gcd, prod
 from typing import Any
 
 from core.accel.chips import block_for, host
-from core.accel.kernels import narrow, panels
+from core.accel.kernels import depthwise, narrow, panels
 from core.accel.kernels.gemm import Product, in_place, matmul, pack
 from core.accel.kernels.pad import Padding, padded
 from core.accel.step import Buffer, Step, View, contiguous, row_major
@@ -61,6 +61,8 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
         return []
     if x.dtype in narrow.DTYPES and not _needs_loop(w, groups):
         return _narrow_conv(x, w, out, stride, padding, dilation, groups)
+    if depthwise.fits(x, w, out, groups):
+        return depthwise.conv(x, w, out, stride, padding, dilation)
     x, steps = padded(x, padding)
     if _needs_loop(w, groups):
         return [*steps, _grouped_step("grouped_kernel", x, w, out, stride, dilation, groups)]
@@ -184,6 +186,8 @@ def _by_phase(plain: Callable[..., list[Step]], x: View, w: View, out: View, str
             for size, extent, kernel, step, (low, _), apart, spread
             in zip(x.shape[1:-1], out.shape[1:-1], w.shape, stride, padding, dilation, input_dilation, strict=False)]
     edges = [(max(phase.padding[0] for phase in phases), max(phase.padding[1] for phase in phases)) for phases in axes]
+    if depthwise.fits(x, w, out, groups):
+        edges = [(0, 0)] * len(axes)  # its kernels need no padding
     x, steps = padded(x, edges)
     stride, dilation = ([number // gcd(number, spread) for number, spread in zip(numbers, input_dilation, strict=True)]
                         for numbers in (stride, dilation))
@@ -232,6 +236,8 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
     """Steps of `conv_dw` without input dilation; out may have gaps between its taps."""
     if out.size == 0:
         return []
+    if depthwise.fits(x, out, ct, groups):
+        return depthwise.conv_dw(x, out, ct, stride, padding, dilation)
     x, steps = padded(x, padding)
     group_in, group_out = out.shape[-2], out.shape[-1] // groups
     if _needs_loop(out, groups):

@@ -39,6 +39,8 @@ class Node:
     axes : that its reductions reduce, None if it has none
     stages : the pass over a row, from 0, in which each equation of a loop node happens; what happens once a row does so
         at the end of a pass, or before the first one if it needs no reduction: -1
+    members : bit set of its own index and those of the nodes merged into it
+    needs : bit set of the members of all nodes that must come before it
     """
 
     index: int
@@ -46,8 +48,12 @@ class Node:
     shape: Shape | None = None
     axes: Shape | None = None
     stages: dict[Equation, int] = field(default_factory=dict)
+    members: int = 0
     needs: int = 0
     merged: Node | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.members = 1 << self.index
 
     @property
     def is_loop(self) -> bool:
@@ -78,7 +84,7 @@ def _may_have_stages(shape: Shape, axes: Shape) -> bool:
 class _Fuser:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.nodes: list[Node] = []
+        self.nodes: dict[int, Node] = {}
         self.made_by: dict[Value, Node] = {}
         self.view_of: dict[Value, Equation] = {}
         self.position = {equation: number for number, equation in enumerate(graph.equations)}
@@ -115,16 +121,16 @@ class _Fuser:
         if equation.op.name in VIEWS:
             self.view_of[equation.outputs[0]] = equation
             return
-        node = Node(len(self.nodes), [equation])
+        node = Node(self.position[equation], [equation])
         producers = set(self.producers(equation))
         for producer in producers:
-            node.needs |= producer.needs | 1 << producer.index
+            node.needs |= producer.needs | producer.members
         if equation.op.family in LOOP_FAMILIES:
             node.shape = equation.outputs[0].aval.shape
         elif equation.op.name == "reduce":
             node.shape, node.axes = equation.inputs[0].aval.shape, equation.params["axes"]
         node.stages = {equation: 0}
-        self.nodes.append(node)
+        self.nodes[node.index] = node
         for value in equation.outputs:
             self.made_by[value] = node
         if node.is_loop:
@@ -147,27 +153,31 @@ class _Fuser:
         return False
 
     def _replace(self, first: Node, second: Node) -> None:
-        """Let every node need the second where it needed the first."""
+        """Let every node that needed one of the two need both, and all that they need."""
         for equation in first.equations:
             for value in equation.outputs:
                 self.made_by[value] = second
         first.merged = second
-        gone, whole = 1 << first.index, 1 << second.index
-        second.needs = (second.needs | first.needs) & ~gone
-        for node in self.nodes:
-            if node.merged is None and node is not second and node.needs & (gone | whole):
-                node.needs = (node.needs & ~gone) | whole | second.needs
+        del self.nodes[first.index]
+        members = first.members | second.members
+        needs = (first.needs | second.needs) & ~members
+        adds = needs != first.needs or needs != second.needs & ~members
+        second.members, second.needs = members, needs
+        if adds:  # a chain, which is most of them, adds nothing to what its readers need
+            for node in self.nodes.values():
+                if node.needs & members:
+                    node.needs |= members | needs
 
     def _reaches(self, reader: Node, target: Node) -> bool:
         """Whether a node needs another one through a third."""
-        return any(node.needs >> target.index & 1 for equation in reader.equations
+        return any(node.needs & target.members for equation in reader.equations
                    for node in self.producers(equation) if node is not target and node is not reader)
 
     def merge_siblings(self) -> None:
         """Make one node of those that reduce a common operand over the same axes."""
         readers: dict[tuple[Value, Shape | None, Shape], list[Node]] = {}
-        for node in self.nodes:
-            if node.merged is None and node.axes:
+        for node in self.nodes.values():
+            if node.axes:
                 for equation in node.equations:
                     for value in equation.inputs:
                         if value.aval.shape == node.shape:
@@ -247,10 +257,9 @@ def fuse(graph: Graph) -> list[Node]:
     for equation in graph.equations:
         fuser.add(equation)
     fuser.merge_siblings()
-    alive = [node for node in fuser.nodes if node.merged is None]
     ordered: list[Node] = []
     done = 0
-    waiting = alive
+    waiting = list(fuser.nodes.values())
     while waiting:
         later = []
         for node in waiting:
@@ -258,7 +267,7 @@ def fuse(graph: Graph) -> list[Node]:
                 later.append(node)
             else:
                 ordered.append(node)
-                done |= 1 << node.index
+                done |= node.members
         assert len(later) < len(waiting), "nodes wait for each other"
         waiting = later
     return ordered

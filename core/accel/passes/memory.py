@@ -5,13 +5,17 @@ Invariant: two buffers that are alive at the same step do not overlap, and each 
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from core.accel.step import Buffer
 
 ALIGNMENT = 64
+Offset = TypeVar("Offset", int, NDArray[np.int64])
 
 
 @dataclass
@@ -38,21 +42,22 @@ def place(spans: Sequence[Lifetime]) -> tuple[dict[Buffer, int], int]:
     Buffers are placed from the largest to the smallest, each in the lowest gap between those that live at the same time
     (Pisarchyk and Lee, arXiv 2001.03288, greedy by size).
     """
-    placed: list[tuple[int, int, Lifetime]] = []
+    ordered = sorted(spans, key=lambda span: -span.buffer.nbytes)
+    firsts, lasts, begins, ends = np.zeros((4, len(ordered)), np.int64)
     offsets: dict[Buffer, int] = {}
-    size = 0
-    for span in sorted(spans, key=lambda span: -span.buffer.nbytes):
-        offset = 0
-        for begin, end, other in placed:
-            coexist = other.first <= span.last and span.first <= other.last
-            if coexist and begin < offset + span.buffer.nbytes and offset < end:
-                offset = aligned(end)
-        offsets[span.buffer] = offset
-        end = offset + span.buffer.nbytes
-        insort(placed, (offset, end, span), key=lambda entry: entry[0])
-        size = max(size, end)
-    return offsets, aligned(size)
+    for number, span in enumerate(ordered):
+        living = np.flatnonzero((firsts[:number] <= span.last) & (lasts[:number] >= span.first))
+        living = living[np.argsort(begins[living], kind="stable")]
+        # Gaps lie behind each of the living and in front of the first; the last one has no end.
+        starts = np.append(0, aligned(np.maximum.accumulate(ends[living])))
+        fits = starts[:-1] + span.buffer.nbytes <= begins[living]
+        begin = int(starts[fits.argmax() if fits.any() else -1])
+        offsets[span.buffer] = begin
+        firsts[number], lasts[number] = span.first, span.last
+        begins[number], ends[number] = begin, begin + span.buffer.nbytes
+    return offsets, aligned(int(ends.max(initial=0)))
 
 
-def aligned(offset: int) -> int:
+def aligned(offset: Offset) -> Offset:
+    """The first multiple of `ALIGNMENT` from an offset on."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
