@@ -15,14 +15,14 @@ from numba.extending import register_jitable
 
 from core.accel.chips import Block
 from core.accel.pointer import intrinsic
-from core.accel.simd import FLOATS, INDEX, _Vectors, choose
+from core.accel.simd import FLOATS, INDEX, Vectors, choose
 
 
 @dataclass(frozen=True)
 class _Columns:
     """Neighbouring vectors of channels, of which a mask, if there is one, says which are valid."""
 
-    vectors: _Vectors
+    vectors: Vectors
     masks: Sequence[Any]
 
     def slots(self) -> list[Any]:
@@ -37,10 +37,7 @@ class _Columns:
 
     def store(self, values: Sequence[Any], pointer: Any) -> None:
         for value, (place, mask) in zip(values, self._places(pointer), strict=True):
-            if mask is None:
-                self.vectors.builder.store(value, self.vectors._pointer(place), align=self.vectors.align)
-            else:
-                self.vectors.store(value, place, mask)
+            self.vectors.store(value, place, mask)
 
     def add_products(self, slots: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> None:
         """Add a * b to the sums."""
@@ -55,7 +52,7 @@ class _Columns:
 
 def _by_columns(builder: Any, block: Block, channels: Any, emit: Callable[[_Columns], None]) -> None:
     """Emit code for the numbers of channels that `width` gives: several whole vectors, or a part of one."""
-    vectors = _Vectors(builder, block.element, block.lanes)
+    vectors = Vectors(builder, block.element, block.lanes)
     masks = {block.lanes: [vectors.mask(channels, 0)]} | {
         count * block.lanes: [None] * count for count in _counts(block)}
     choose(builder, channels, list(masks), lambda bound: emit(_Columns(vectors, masks[bound])))

@@ -25,7 +25,7 @@ UNROLLED = 4
 _LLVM_FLOATS: dict[str, Any] = {"f32": ir.FloatType(), "f64": ir.DoubleType()}
 
 
-class _Vectors:
+class Vectors:
     """Emits operations on vectors of `lanes` floats of one type."""
 
     def __init__(self, builder: Any, element: str, lanes: int) -> None:
@@ -155,7 +155,7 @@ class _Operands:
 
 def _emit_tile(builder: Any, block: Block, height: int, vectors: int, given: _Operands) -> None:
     """One register block: load or clear the accumulators, sum over taps and depth, store what is valid."""
-    lanes = _Vectors(builder, block.element, block.lanes)
+    lanes = Vectors(builder, block.element, block.lanes)
     starts = [vector * block.lanes for vector in range(vectors)]
     masks = [lanes.mask(given.columns, start) for start in starts]
     b_masks = masks if block.columns_masked else [None] * vectors
@@ -271,7 +271,7 @@ def dot(element: str, lanes: int) -> Any:
     def emit(typing_context: Any, a: Any, b: Any, depth: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             a_pointer, b_pointer, count = values
-            vectors = _Vectors(builder, element, lanes)
+            vectors = Vectors(builder, element, lanes)
             slots = [vectors.slot() for _ in range(ways)]
             for slot in slots:
                 builder.store(vectors.zero, slot)
@@ -309,7 +309,7 @@ def dots(element: str, lanes: int) -> Any:
     def emit(typing_context: Any, a: Any, row_stride: Any, rows: Any, b: Any, depth: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             first, stride, count, weights, length, target = values
-            vectors = _Vectors(builder, element, lanes)
+            vectors = Vectors(builder, element, lanes)
             last = builder.sub(count, INDEX(1))
             starts = [builder.gep(first, [builder.mul(stride, builder.select(
                 builder.icmp_signed("<", INDEX(row), last), INDEX(row), last))]) for row in range(lanes)]
@@ -347,7 +347,7 @@ def transpose(element: str, lanes: int) -> Any:
     @intrinsic
     def emit(typing_context: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            vectors, (from_, from_stride, to, to_stride) = _Vectors(builder, element, lanes), values
+            vectors, (from_, from_stride, to, to_stride) = Vectors(builder, element, lanes), values
             rows = [vectors.load(builder.gep(from_, [builder.mul(from_stride, INDEX(row))])) for row in range(lanes)]
             for row, vector in enumerate(vectors.transposed(rows)):
                 vectors.store(vector, builder.gep(to, [builder.mul(to_stride, INDEX(row))]))
@@ -442,7 +442,7 @@ def copy_adjacent(block: Block) -> Any:
     def emit(typing_context: Any, a: Any, stride: Any, copy: Any, depth: Any, rows: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             source, along, target, count, valid = values
-            lanes = _Vectors(builder, block.element, block.lanes)
+            lanes = Vectors(builder, block.element, block.lanes)
             starts = range(0, block.copy_stride, block.lanes)
             masks = [lanes.mask(valid, start) for start in starts]
             with cgutils.for_range(builder, count) as depth_loop:

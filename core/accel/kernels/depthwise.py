@@ -66,7 +66,7 @@ def conv_dw(x: View, w: View, ct: View, stride: Sequence[int], padding: Padding,
 
 def _block(x: View, heights: tuple[int, ...]) -> Block:
     """A block of two vectors of channels, or as many as give no more accumulators than that of products has."""
-    block = block_for(host(), _ELEMENTS[x.dtype])
+    block = block_for(host(), _ELEMENTS[x.dtype], x.shape[-1])
     return replace(block, heights=heights, vectors=max(block.rows * block.vectors // _PIXELS[0], 2))
 
 
