@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from core.accel.expressions import ALIAS, Imports, combined, identity, load, pointer_type, stored
+from core.accel.expressions import ALIAS, Imports, combined, identity, import_lines, load, pointer_type, stored
 from core.accel.loopir import Nest, Reduction, Statement, stride_class
 from core.accel.stages import ROW_BUFFER, Pass, passes, row_statements, row_writes
 from core.engine import dtypes
@@ -54,13 +54,10 @@ class _Writer:
         else:
             self._elements()
         assert self.done == self.written.keys(), "an output of the nest is never written"
-        pointers = sorted({pointer_type(operand.view.dtype) for operand in self.nest.operands
-                           if operand.role != "index"})
-        modules: dict[str, set[str]] = {"core.accel.pointer": set(pointers)}
-        for module, name in self.imports:
-            modules.setdefault(module, set()).add(name)
+        pointers = {("core.accel.pointer", pointer_type(operand.view.dtype)) for operand in self.nest.operands
+                    if operand.role != "index"}
         head = ["import numpy as np", *(["from numba import types"] if self.arrays else []), ""]
-        head += [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(modules.items())]
+        head += import_lines(self.imports | pointers)
         head += ["", *self.arrays] if self.arrays else []
         return "\n".join([*head, "", "", "def kernel(p, d, begin, end):", *self.lines, ""])
 

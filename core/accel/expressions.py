@@ -74,6 +74,14 @@ def _conversion(name: str, source: DType, target: DType, imports: Imports) -> st
     return f"{function}({name})"
 
 
+def import_lines(imports: Imports) -> list[str]:
+    """The import statements of a kernel's text."""
+    modules: dict[str, set[str]] = {}
+    for module, name in imports:
+        modules.setdefault(module, set()).add(name)
+    return [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(modules.items())]
+
+
 def load(pointer: str, index: str, dtype: DType, imports: Imports, number: int = -1) -> str:
     """Read an element; see `alias.load` for the number."""
     imports.add((ALIAS, "load"))

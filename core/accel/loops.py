@@ -45,12 +45,12 @@ class Values(Protocol):
     def is_wanted(self, value: Value, node: Node) -> bool: ...
 
 
-class _NestOfNode:
-    """Operands, statements and reductions of a node, as they grow."""
+class NestOfNode:
+    """Operands, statements and reductions of a node over an iteration shape, as they grow."""
 
-    def __init__(self, values: Values, node: Node) -> None:
+    def __init__(self, values: Values, node: Node, shape: tuple[int, ...]) -> None:
         self.values, self.node = values, node
-        self.shape, self.axes = node.shape or (), node.axes or ()
+        self.shape, self.axes = shape, node.axes or ()
         self.imports: Imports = set()
         self.names: dict[Value, str] = {}
         self.reads: dict[View, Operand] = {}
@@ -122,7 +122,7 @@ class _NestOfNode:
 
 def steps_of_node(values: Values, node: Node) -> list[Step]:
     """The steps of a loop node."""
-    nest = _NestOfNode(values, node)
+    nest = NestOfNode(values, node, node.shape or ())
     for number, equation in enumerate(node.equations):
         nest.add(number, equation)
     name = "+".join(equation.op.name for equation in node.equations)

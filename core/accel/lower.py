@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import conv as conv_kernels
 from core.accel.kernels import gemm, index, narrow, window
 from core.accel.loopir import Operand
 from core.accel.loops import loop_step, steps_of_node
 from core.accel.passes.fuse import Node
-from core.accel.step import Step, View, contiguous, row_major
+from core.accel.step import Epilogue, Step, View, contiguous, row_major
 from core.accel.views import INDEX, VIEWS, iota, look, reshaped_strides
 from core.engine import dtypes
 from core.engine.dtypes import DType
@@ -75,16 +76,18 @@ class Lowering:
 
     def lower(self, node: Node) -> None:
         """Add the steps of a node."""
-        self._layer = node.equations[-1].where.layer
+        self._layer = node.equations[-1 if node.is_loop else 0].where.layer
         if node.is_loop:
             self.add(steps_of_node(self, node))
             return
         equation = node.equations[0]
-        rule = KERNELS.get(equation.op.name)
-        if rule is None or not _has_kernel(equation):
-            self._lower_to_host(equation)
+        name, epilogue = equation.op.name, ElementwiseEpilogue.of(self, node)
+        if not _has_kernel(equation):
+            self._lower_to_host(equation, epilogue)
+        elif name in PRODUCT_KERNELS:
+            PRODUCT_KERNELS[name](self, equation, epilogue)
         else:
-            rule(self, equation)
+            KERNELS[name](self, equation)
 
     # --- views -------------------------------------------------------------------------------------------------------
 
@@ -143,9 +146,12 @@ class Lowering:
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
-    def _lower_to_host(self, equation: Equation) -> None:
+    def _lower_to_host(self, equation: Equation, epilogue: Epilogue | None) -> None:
         inputs = tuple(self.memory(value) for value in equation.inputs)
-        self.add([HostStep(equation, inputs, tuple(self.fresh(value) for value in equation.outputs))])
+        outputs = tuple(self.fresh(value) for value in equation.outputs)
+        self.add([HostStep(equation, inputs, outputs)])
+        if epilogue is not None:
+            self.add([epilogue.alone(*outputs)])
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -158,6 +164,8 @@ _KERNEL_TYPES: dict[str, set[DType]] = {
 
 
 def _has_kernel(equation: Equation) -> bool:
+    if equation.op.name not in KERNELS | PRODUCT_KERNELS:
+        return False
     x, params = equation.inputs[0].aval, equation.params
     if equation.op.name in ("window", "window_grad") and not window.fits(x.shape, params["size"], params["stride"],
                                                                          params["padding"]):
@@ -167,7 +175,7 @@ def _has_kernel(equation: Equation) -> bool:
     return x.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
 
 
-def _lower_dot(lowering: Lowering, equation: Equation) -> None:
+def _lower_dot(lowering: Lowering, equation: Equation, epilogue: Epilogue | None) -> None:
     (contract_a, contract_b), (batch_a, batch_b) = equation.params["contract"], equation.params["batch"]
     a, b = (lowering.memory(value) for value in equation.inputs)
     free_a = tuple(axis for axis in range(len(a.shape)) if axis not in (*contract_a, *batch_a))
@@ -176,7 +184,7 @@ def _lower_dot(lowering: Lowering, equation: Equation) -> None:
     right = _matrix(lowering, b, batch_b, contract_b, free_b)
     out = lowering.fresh(equation.outputs[0])
     shape = (*left.shape[:-1], right.shape[-1])
-    lowering.add(gemm.matmul(left, right, replace(out, shape=shape, strides=row_major(shape))))
+    lowering.add(gemm.matmul(left, right, replace(out, shape=shape, strides=row_major(shape)), epilogue))
 
 
 def _matrix(lowering: Lowering, view: View, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> View:
@@ -209,11 +217,11 @@ def _merged(view: View, count: int, rows: int) -> tuple[int, ...] | None:
     return tuple(strides)
 
 
-def _lower_conv(lowering: Lowering, equation: Equation) -> None:
+def _lower_conv(lowering: Lowering, equation: Equation, epilogue: Epilogue | None) -> None:
     x, kernel = lowering.solid(equation.inputs[0]), equation.inputs[1]
     # Packing turns the kernel as it goes, but the order of narrow sums would follow its strides.
     w = lowering.solid(kernel) if x.dtype in narrow.DTYPES else lowering.memory(kernel)
-    lowering.add(conv_kernels.conv(x, w, lowering.fresh(equation.outputs[0]), **equation.params))
+    lowering.add(conv_kernels.conv(x, w, lowering.fresh(equation.outputs[0]), **equation.params, epilogue=epilogue))
 
 
 def _lower_conv_dw(lowering: Lowering, equation: Equation) -> None:
@@ -305,10 +313,13 @@ def narrowed(view: View, axis: int, begin: int, extent: int, step: int) -> View:
     return replace(view, shape=shape, strides=strides, offset=view.offset + begin * view.strides[axis])
 
 
+PRODUCT_KERNELS: dict[str, Callable[[Lowering, Any, Epilogue | None], None]] = {
+    "dot": _lower_dot, "conv": _lower_conv}
+"""Ops whose kernels go on with an epilogue."""
 KERNELS: dict[str, Callable[[Lowering, Any], None]] = {
-    "dot": _lower_dot, "conv": _lower_conv, "conv_dw": _lower_conv_dw, "gather": _lower_gather,
-    "scatter_add": _lower_scatter_add, "segment_reduce": _lower_segment_reduce, "sort": _lower_sort,
-    "window": _lower_window, "window_grad": _lower_window_grad, "cumsum": _lower_cumsum, "argreduce": _lower_argreduce,
-    "pad": _lower_pad, "concat": _lower_concat,
+    "conv_dw": _lower_conv_dw, "gather": _lower_gather, "scatter_add": _lower_scatter_add,
+    "segment_reduce": _lower_segment_reduce, "sort": _lower_sort, "window": _lower_window,
+    "window_grad": _lower_window_grad, "cumsum": _lower_cumsum, "argreduce": _lower_argreduce, "pad": _lower_pad,
+    "concat": _lower_concat,
 }
-"""Ops with kernels of their own; an op that is missing here runs on the host."""
+"""Other ops with kernels of their own; an op that is missing here runs on the host."""

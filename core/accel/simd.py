@@ -385,6 +385,19 @@ def at(typing_context: Any, pointer: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing_context: Any, pointer: Any) -> Any:
+    """``prefetch(pointer)``: begin to bring a cache line that will be read into the first cache."""
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        place = builder.bitcast(values[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, LANE, LANE, LANE])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, LANE(0), LANE(3), LANE(1)])
+        return context.get_dummy_value()
+
+    return types.void(pointer), codegen
+
+
+@intrinsic
 def widen(typing_context: Any, value: Any) -> Any:
     """``widen(value)``: bfloat16 bits as float32, exactly; any float as it is."""
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:

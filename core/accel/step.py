@@ -7,6 +7,7 @@ operands and dims, so that one kernel serves every shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from core.engine.dtypes import DType
 
@@ -86,3 +87,27 @@ class Step:
     name: str = ""
     flops: int = 0
     nbytes: int = 0
+
+
+class Epilogue(Protocol):
+    """Work on each element of a product, which the product's kernel may do as its sums become complete."""
+
+    def attach(self, step: Step, columns: int, in_place: bool) -> Step:
+        """The step of a product, its kernel given this epilogue.
+
+        An epilogue is a pair of functions of (p, sums, place, column, length, count), which the kernel calls for each
+        row of a block: the first one before the last of the block's sums, to bring near what the other one reads and
+        writes, and that one when they are complete. It does `count` elements from `place` of out on, which lie in
+        `column` and after; their sums are in `sums`, a row of out has `length` elements, and ``p[0]`` is the first
+        operand behind the kernel's own.
+
+        Parameters
+        ----------
+        step : its operands are a, packed, out, and whatever else; its text ends with the call of a factory that takes
+            an epilogue as its last argument. out may be a part of the product: an offset and strides in whole rows
+        columns : the most elements of a row that the kernel completes at once
+        in_place : whether `sums` are in out itself, and not in the kernel's scratch
+        """
+
+    def alone(self, product: View) -> Step:
+        """The step that does it in a loop of its own, for neighbouring rows of a product that lies in memory."""

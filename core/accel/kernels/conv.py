@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product as every
 from math import ceil, gcd, prod
 from typing import Any
@@ -17,7 +18,7 @@ from core.accel.chips import block_for, host
 from core.accel.kernels import depthwise, narrow, panels
 from core.accel.kernels.gemm import Product, in_place, matmul, pack
 from core.accel.kernels.pad import Padding, padded
-from core.accel.step import Buffer, Step, View, contiguous, row_major
+from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
 from core.engine import dtypes
 
 FEW_BLOCKS = 16
@@ -28,8 +29,8 @@ with the kernel and what is written."""
 
 
 def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-         input_dilation: Sequence[int], groups: int) -> list[Step]:
-    """Steps of a cross-correlation, as XLA's conv_general_dilated has it.
+         input_dilation: Sequence[int], groups: int, epilogue: Epilogue | None = None) -> list[Step]:
+    """Steps of a cross-correlation, as XLA's conv_general_dilated has it, or of what the epilogue makes of it.
 
     ``out[n, o, c] = sum over k, i of x'[n, o * stride + k * dilation, i] * w[k, i, c]``, where x' is x with
     ``input_dilation - 1`` zeros between pixels, then padded, and i runs over the channels of c's group.
@@ -47,20 +48,22 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
         raise ValueError(f"a convolution writes a contiguous array; out {out.shape} has strides {out.strides}")
     if out.size == 0:
         return []
-    total = out
-    if out.dtype is dtypes.bfloat16 and _needs_loop(w, groups):
-        total = contiguous(dtypes.float32, out.shape, "sums")
+    if not _needs_loop(w, groups):
+        plain = partial(_plain_conv, epilogue=epilogue)
+        return _by_phase(plain, x, w, out, stride, padding, dilation, input_dilation, groups)
+    total = contiguous(dtypes.float32, out.shape, "sums") if out.dtype is dtypes.bfloat16 else out
     steps = _by_phase(_plain_conv, x, w, total, stride, padding, dilation, input_dilation, groups)
-    return steps if total is out else [*steps, narrow.rounding(total, out)]
+    steps += [] if total is out else [narrow.rounding(total, out)]
+    return steps if epilogue is None else [*steps, epilogue.alone(out)]
 
 
 def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-                groups: int) -> list[Step]:
+                groups: int, epilogue: Epilogue | None = None) -> list[Step]:
     """Steps of `conv` without input dilation; out may have gaps between its pixels."""
     if out.size == 0:
         return []
     if x.dtype in narrow.DTYPES and not _needs_loop(w, groups):
-        return _narrow_conv(x, w, out, stride, padding, dilation, groups)
+        return _narrow_conv(x, w, out, stride, padding, dilation, groups, epilogue)
     if depthwise.fits(x, w, out, groups):
         return depthwise.conv(x, w, out, stride, padding, dilation)
     x, steps = padded(x, padding)
@@ -71,19 +74,19 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
         rows, column = (out.size, group_in), (group_in, 1)  # one tap and one output: a dot product for each pixel
         return [*steps, *matmul(replace(x, shape=rows, strides=row_major(rows)),
                                 replace(w, shape=column, strides=w.strides[-2:]),
-                                replace(out, shape=(out.size, 1), strides=(1, 1)))]
+                                replace(out, shape=(out.size, 1), strides=(1, 1)), epilogue)]
     joined = _runs_on(x, dilation, groups)
     packed, pack_steps = pack(_by_group(w, groups), shared=False, joined=joined)
     taps = _offsets(w.shape[:-3] if joined else w.shape[:-2], _tap_strides(x, dilation))
     convolution = Product(
         x, packed, out, rows=_pixels(x, out, stride), columns=group_out, depth=(packed.shape[-2], x.strides[-1]),
         batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out),),
-        taps=taps, tap_stride=prod(packed.shape[-3:]))
+        taps=taps, tap_stride=prod(packed.shape[-3:]), epilogue=epilogue)
     return [*steps, *pack_steps, convolution.step("conv")]
 
 
 def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-                 groups: int) -> list[Step]:
+                 groups: int, epilogue: Epilogue | None) -> list[Step]:
     """Steps of `_plain_conv` for narrow elements, where padding costs as much as the sums do.
 
     A large padded input is never whole: strips of out are done one after the other, and what one strip needs of it lies
@@ -106,7 +109,8 @@ def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pa
         return narrow.Product(
             x, packed, out, rows=tuple(dim[:2] for dim in pixels[outer:]), row_stride=pixels[-1][2], columns=group_out,
             depth=(depth, x.strides[-1]),
-            batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out), *lines), taps=taps).step("conv")
+            batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out), *lines), taps=taps,
+            epilogue=epilogue).step("conv")
 
     pads_inside = max(map(max, padding[1:]), default=0) > 0  # so that all strips are copies, of the same strides
     if not pads_inside or whole.buffer.nbytes <= STRIPS_FROM:

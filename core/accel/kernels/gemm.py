@@ -15,7 +15,7 @@ from typing import Any
 
 from core.accel.chips import Block, block_for, host, thin_block_for
 from core.accel.kernels import narrow
-from core.accel.step import Step, View, contiguous
+from core.accel.step import Epilogue, Step, View, contiguous
 from core.engine import dtypes
 
 COPY_DEPTH = 512
@@ -33,8 +33,8 @@ Dim = tuple[int, ...]
 """An extent and one stride for each operand."""
 
 
-def matmul(a: View, b: View, out: View) -> list[Step]:
-    """Steps of ``out = a @ b``.
+def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
+    """Steps of ``out = a @ b``, or of what the epilogue makes of it.
 
     Parameters
     ----------
@@ -46,21 +46,22 @@ def matmul(a: View, b: View, out: View) -> list[Step]:
     if out.size == 0:
         return []
     if a.dtype in narrow.DTYPES:
-        return narrow.matmul(a, b, out)
+        return narrow.matmul(a, b, out, epilogue)
     depth, columns = b.shape[-2:]
     rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
     plain = a.dtype is out.dtype and depth > 0
     runs = plain and a.strides[-1] == b.strides[-2] == 1
+    behind = [] if epilogue is None else [epilogue.alone(out)]
     if runs and columns == 1 and out.strides[-2] == 1 and a.shape[-2] >= host().lanes:
-        return [_dots_step(a, b, out)]
+        return [_dots_step(a, b, out), *behind]
     if runs and min(rows, columns) < 4:
-        return [_dot_step(a, b, out)]
+        return [_dot_step(a, b, out), *behind]
     if plain and rows < 4 and b.strides[-1] == 1:
-        return [_thin_step(a, b, out)]
+        return [_thin_step(a, b, out), *behind]
     if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
-        return [_thin_step(_transposed(b), _transposed(a), _transposed(out))]
+        return [_thin_step(_transposed(b), _transposed(a), _transposed(out)), *behind]
     packed, steps = pack(b)
-    return [*steps, *matmul_packed(a, packed, out)]
+    return [*steps, *matmul_packed(a, packed, out, epilogue)]
 
 
 def in_place(b: View) -> View:
@@ -105,7 +106,7 @@ def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list
     return packed, [step] if store.size else []
 
 
-def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
+def matmul_packed(a: View, packed: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
     """Steps of ``out = a @ b`` for the b that `pack` has packed; arguments as in `matmul`."""
     _check(out)
     if out.size == 0:
@@ -115,7 +116,8 @@ def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
     while batch and batch[-1][2] == 0 and _continues(batch[-1][3], out, rows):
         extent, along, _, to = batch[-1]
         rows, batch = ((extent, along, to), *rows), batch[:-1]
-    product = Product(a, packed, out, rows=rows, columns=out.shape[-1], depth=(a.shape[-1], a.strides[-1]), batch=batch)
+    product = Product(a, packed, out, rows=rows, columns=out.shape[-1], depth=(a.shape[-1], a.strides[-1]), batch=batch,
+                      epilogue=epilogue)
     return [product.step("matmul")]
 
 
@@ -143,6 +145,7 @@ class Product:
     taps : offsets in a of the outer sum
     tap_stride : elements of packed between two taps
     ends_early : whether the last panel ends with the last column, because B is `in_place`
+    epilogue : what happens to each element; out holds sums until then
     """
 
     a: View
@@ -155,6 +158,7 @@ class Product:
     taps: tuple[int, ...] = (0,)
     tap_stride: int = 0
     ends_early: bool = False
+    epilogue: Epilogue | None = None
 
     def step(self, name: str) -> Step:
         """The step that computes it; its units are (product, group of panels, block of rows)."""
@@ -171,14 +175,14 @@ class Product:
         groups = ceil(panels / group_panels)
         dims = (row_count, self.columns, *self.depth, len(self.taps), self.tap_stride,
                 *self.packed.strides[-3:-1], tap_block, depth_block, copies, row_blocks, groups, group_panels,
-                *self._ahead(block, tap_block * depth_block), len(self.rows), len(self.batch),
+                *self._ahead(block, tap_block * depth_block), len(self.rows), len(self.batch), self.out.shape[-1],
                 *sum(self.rows, ()), *sum(self.batch, ()),
                 *self.taps)
         flops = 2 * products * row_count * self.columns * self.depth[0] * len(self.taps)
-        nbytes = sum(view.buffer.nbytes for view in (self.a, self.packed, self.out))
         text = _text("product_kernel", block, self.a.dtype.short)
-        return Step(text, (self.a, self.packed, self.out), (2,), dims, products * groups * row_blocks, name=name,
-                    flops=flops, nbytes=nbytes)
+        step = Step(text, (self.a, self.packed, self.out), (2,), dims, products * groups * row_blocks, name=name,
+                    flops=flops, nbytes=sum(view.buffer.nbytes for view in (self.a, self.packed, self.out)))
+        return step if self.epilogue is None else self.epilogue.attach(step, block.columns, in_place=True)
 
     def _reduction_blocks(self, block: Block) -> tuple[int, int, int]:
         """Taps and depth of one pass over the rows, and whether the pass copies its part of A first.
@@ -339,12 +343,14 @@ def pack_kernel(block: Block, source: str) -> Any:
     return kernel
 
 
-def product_kernel(block: Block, source: str) -> Any:
+def product_kernel(block: Block, source: str, epilogue: Any = None) -> Any:
     """Kernel of `Product`: units are (product, group of panels, block of rows); p = a, packed, out; d as in its step.
 
-    All rows of a call take one part of the reduction before the next, so that its panels stay in the second cache.
+    All rows of a call take one part of the reduction before the next, so that its panels stay in the second cache. The
+    last part is followed by the epilogue (see `step.Epilogue`), whose operands are those behind out.
     """
     from numba import types
+    from numba.extending import register_jitable
 
     from core.accel import pointer, simd
 
@@ -356,11 +362,17 @@ def product_kernel(block: Block, source: str) -> Any:
     height, width, pitch = block.rows, block.columns, block.copy_stride
     vectors, lanes = block.vectors, block.lanes
 
+    @register_jitable
+    def leave(p: Any, sums: Any, place: int, column: int, length: int, count: int) -> None:
+        """Without an epilogue sums are what is wanted."""
+
+    (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
+
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         row_count, columns, depth, depth_stride, taps, tap_stride = d[0], d[1], d[2], d[3], d[4], d[5]
         panel_stride, b_stride, tap_block, depth_block, copies, row_blocks = d[6], d[7], d[8], d[9], d[10], d[11]
         groups, group_panels, ahead, ahead_stride = d[12], d[13], d[14], d[15]
-        row_rank, batch_rank, row_dims = d[16], d[17], at(d, 18)
+        row_rank, batch_rank, line_length, row_dims = d[16], d[17], d[18], at(d, 19)
         batch_dims = at(row_dims, 3 * row_rank)
         tap_offsets = at(batch_dims, 4 * batch_rank)
         last_dim = at(row_dims, 3 * (row_rank - 1))
@@ -380,7 +392,8 @@ def product_kernel(block: Block, source: str) -> Any:
             last_panel = min((columns + width - 1) // width, first_panel + group_panels)
             a_offset = strided(batch_dims, batch_rank, 4, 1, product)
             packed = at(write(p, 1), strided(batch_dims, batch_rank, 4, 2, product))
-            out = at(write(p, 2), strided(batch_dims, batch_rank, 4, 3, product))
+            out_place = strided(batch_dims, batch_rank, 4, 3, product)
+            out = at(write(p, 2), out_place)
             for tap in range(0, taps, tap_block):
                 tap_count = min(tap_block, taps - tap)
                 for start in range(0, max(depth, 1), depth_block):
@@ -420,16 +433,26 @@ def product_kernel(block: Block, source: str) -> Any:
                             a_taps = at(tap_offsets, tap)
                         b_part = at(packed, tap * tap_stride + start * b_stride)
                         sums, length = (1, tap_count * count) if flat else (tap_count, count)
+                        ends = fused and tap + tap_count == taps and start + count == depth
                         for panel in range(first_panel, last_panel):
+                            place, valid = out_place + panel * width, min(width, columns - panel * width)
                             next_part, next_stride = a_ahead, ahead_stride
                             piece = (row_block - unit) * (last_panel - first_panel - 1) + panel - first_panel - 1
                             if panel > first_panel and piece < b_ahead:  # a vector of columns of B for the next pass
                                 next_panel = at(b_part, (first_panel + piece // vectors) * panel_stride)
                                 next_stride = b_stride
                                 next_part = at(next_panel, piece % vectors * lanes + tap_count * count * b_stride)
+                            if ends:
+                                for row in range(rows):
+                                    fetch(at(p, 3), out, place + out_offsets[row], 0, line_length, valid)
                             tile(a, a_rows, a_stride, a_taps, sums, at(b_part, panel * panel_stride), tap_stride,
                                  b_stride, length, at(out, panel * width), out_offsets, rows, columns - panel * width,
                                  tap + start, next_part, next_stride)
+                            if ends:
+                                column = place % line_length
+                                for row in range(rows):
+                                    line = at(out, panel * width + out_offsets[row])
+                                    finish(at(p, 3), line, place + out_offsets[row], column, line_length, valid)
             unit = stop
 
     return kernel

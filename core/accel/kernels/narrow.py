@@ -19,7 +19,7 @@ from typing import Any
 from core.accel.chips import TILES, NarrowBlock, host, narrow_block_for
 from core.accel.kernels import panels
 from core.accel.kernels.panels import Line, line_of
-from core.accel.step import Step, View, contiguous, row_major
+from core.accel.step import Epilogue, Step, View, contiguous, row_major
 from core.engine import dtypes
 
 DTYPES = (dtypes.bfloat16, dtypes.int8, dtypes.uint8)
@@ -40,8 +40,8 @@ Dim = tuple[int, ...]
 """An extent and one stride for each operand."""
 
 
-def matmul(a: View, b: View, out: View) -> list[Step]:
-    """Steps of ``out = a @ b``.
+def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
+    """Steps of ``out = a @ b``, or of what the epilogue makes of it.
 
     Parameters
     ----------
@@ -52,10 +52,10 @@ def matmul(a: View, b: View, out: View) -> list[Step]:
     if out.size == 0:
         return []
     packed, steps = panels.pack(b, a.dtype)
-    return [*steps, *matmul_packed(a, packed, out)]
+    return [*steps, *matmul_packed(a, packed, out, epilogue)]
 
 
-def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
+def matmul_packed(a: View, packed: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
     """Steps of ``out = a @ b`` for the b that `panels.pack` has packed; arguments as in `matmul`."""
     if out.shape[-1] > 1 and out.strides[-1] != 1:
         raise ValueError(f"a product writes rows, so the last stride of out must be 1; it is {out.strides[-1]}")
@@ -66,7 +66,8 @@ def matmul_packed(a: View, packed: View, out: View) -> list[Step]:
     while batch and batch[-1][2] == 0 and batch[-1][3] == out.strides[-2] * prod(row[0] for row in rows):
         rows = (batch[-1][:2], *rows)
         batch = batch[:-1]
-    product = Product(a, packed, out, rows, out.strides[-2], out.shape[-1], (a.shape[-1], a.strides[-1]), batch)
+    product = Product(a, packed, out, rows, out.strides[-2], out.shape[-1], (a.shape[-1], a.strides[-1]), batch,
+                      epilogue=epilogue)
     return [product.step("matmul")]
 
 
@@ -83,6 +84,7 @@ class Product:
     depth : (extent, stride in a) of the innermost sum
     batch : (extent, stride in a, stride in packed, stride in out) of the dims that count independent products
     taps : offsets in a of the outer sum
+    epilogue : what happens to each element in place of being written to out
     """
 
     a: View
@@ -94,6 +96,7 @@ class Product:
     depth: tuple[int, int]
     batch: tuple[Dim, ...] = ()
     taps: tuple[int, ...] = (0,)
+    epilogue: Epilogue | None = None
 
     def step(self, name: str) -> Step:
         """The step that computes it; its units are (product, group of panels, band of row blocks)."""
@@ -123,13 +126,14 @@ class Product:
             sums = (contiguous(dtypes.BY_NAME[block.total], shape, "sums"),)
         dims = (walk.count, walk.period, walk.valid, self.columns, depth, depth_stride, line.padded, line.chunk,
                 line.chunks, pass_chunks, int(copies), len(self.taps), self.row_stride, groups, group_panels, bands,
-                band, len(walk.rows), len(walk.batch), sharing, *sum(walk.rows, ()), *sum(walk.batch, ()), *self.taps,
-                *places)
+                band, len(walk.rows), len(walk.batch), sharing, self.out.shape[-1], *sum(walk.rows, ()),
+                *sum(walk.batch, ()), *self.taps, *places)
         operands = (self.a, self.packed, self.out, *sums)
-        return Step(_text("product_kernel", block, self.out.dtype.short), operands, tuple(range(2, len(operands))),
+        step = Step(_text("product_kernel", block, self.out.dtype.short), operands, tuple(range(2, len(operands))),
                     dims, products // sharing * groups * bands, name=name,
                     flops=2 * prod(row[0] for row in self.rows) * prod(dim[0] for dim in self.batch) * self.columns
                     * depth * len(self.taps), nbytes=sum(view.buffer.nbytes for view in operands[:3]))
+        return step if self.epilogue is None else self.epilogue.attach(step, block.columns, in_place=False)
 
     def _pass_chunks(self, block: NarrowBlock, line: Line, row_step: int, panels: int) -> int:
         """Chunks of a pass over the rows.
@@ -260,15 +264,17 @@ def rounding_kernel() -> Any:
     return kernel
 
 
-def product_kernel(block: NarrowBlock, target: str) -> Any:
+def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any:
     """Kernel of `Product`: units are (products that share B, group of panels, band of row blocks); p = a, packed, out,
-    sums. d as in the step.
+    sums, and the operands of the epilogue. d as in the step.
 
     A band takes one pass of the reduction before the next; between passes sums [product, row block, panel, row, column]
     hold what it has. With a single pass there are none. A block of out is whole after its last pass: then `store_block`
-    writes it, or `multiply` itself where its sums are what out holds, in rows of one stride.
+    writes it, or `multiply` itself where its sums are what out holds, in rows of one stride. An epilogue (see
+    `step.Epilogue`) takes the whole sums from the stack, and out is left alone.
     """
     from numba import types
+    from numba.extending import register_jitable
 
     from core.accel import amx, chips, narrow, pointer, simd
 
@@ -284,13 +290,32 @@ def product_kernel(block: NarrowBlock, target: str) -> Any:
     copy_on_stack = simd.stack(narrow.TYPES[block.element], height * copy_width)
     table_on_stack, offsets_on_stack = simd.stack(types.int64, PASS_CHUNKS), simd.stack(types.int64, height)
     sums_on_stack = simd.stack(narrow.TYPES[block.total], height * width)
-    writes_sums, store_block = target == block.total, narrow.store_block(block, target == "bf16")
+    writes_sums, store_block = target == block.total and epilogue is None, narrow.store_block(block, target == "bf16")
+
+    @register_jitable
+    def leave(p: Any, sums: Any, place: int, column: int, length: int, count: int) -> None:
+        """There is no epilogue."""
+
+    (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
+
+    @register_jitable
+    def each_row(act: Any, p: Any, sums: Any, place: int, column: int, length: int, count: int, stride: int, rows: int,
+                 phase: int, period: int, valid: int) -> None:
+        """Act on the rows of a block that are rows of out; see `store_block`."""
+        for row in range(rows):
+            if phase < valid:
+                act(p, at(sums, row * width), place, column, length, count)
+                place += stride
+            phase += 1
+            if phase == period:
+                phase = 0
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         row_count, period, period_valid, columns, depth, depth_stride = d[0], d[1], d[2], d[3], d[4], d[5]
         padded, chunk, chunks, pass_chunks, copies, taps, row_stride = d[6], d[7], d[8], d[9], d[10], d[11], d[12]
         groups, group_panels, bands, band, row_rank, batch_rank = d[13], d[14], d[15], d[16], d[17], d[18]
-        sharing, row_dims = d[19], at(d, 20)
+        sharing, length, row_dims = d[19], d[20], at(d, 21)
+        behind = at(p, 3 + int(pass_chunks < chunks))
         batch_dims = at(row_dims, 2 * row_rank)
         tap_offsets = at(batch_dims, 4 * batch_rank)
         chunk_offsets = at(tap_offsets, taps)
@@ -370,12 +395,19 @@ def product_kernel(block: NarrowBlock, target: str) -> Any:
                             after = block_sums if ends else before
                         if direct:
                             after, stride = at(total(p, 2), place), row_stride
+                        if fused and ends:
+                            each_row(fetch, behind, block_sums, place, 0, length, valid, row_stride, rows,
+                                     phase, period, period_valid)
                         multiply(upper, upper_step, upper_table, lower, lower_step, lower_table, row_offsets, b, count,
                                  chunk, before, after, stride, rows, valid, int(start == 0), at(write(p, 2), place),
                                  row_stride, rows if ends else 0)
                         if ends and not direct:
-                            store_block(block_sums, at(write(p, 2), place), row_stride, rows, valid, phase, period,
-                                        period_valid)
+                            if fused:
+                                each_row(finish, behind, block_sums, place, place % length, length, valid, row_stride,
+                                         rows, phase, period, period_valid)
+                            else:
+                                store_block(block_sums, at(write(p, 2), place), row_stride, rows, valid, phase, period,
+                                            period_valid)
         end_tiles()
 
     return kernel

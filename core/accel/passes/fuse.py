@@ -4,6 +4,9 @@ Invariant: a loop node runs over one iteration shape, and its reductions, if any
 equations happens once an element or, behind a reduction, once a row (a row is what is reduced to one element). What an
 equation reads of its own node lies at the same element or in the same row; what it reads of a row comes from an earlier
 stage, that is, from an earlier pass over the row. No value leaves a node and comes back to it through another one.
+
+A product goes on with the loop that alone reads it, its epilogue, if that reads nothing but elements, rows, columns and
+constants of the product's own form.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from core.accel.step import View, contiguous, row_major
-from core.accel.views import VIEWS, iota, is_whole, kept_shape, look, reshaped, spread
+from core.accel.views import INDEX, VIEWS, iota, is_whole, kept_shape, look, reshaped, spread
 from core.engine.graph import Equation, Graph, Value
 
+PRODUCTS = {"dot", "conv"}
+"""Ops that may have an epilogue."""
 LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "random"}
 MAXIMUM_EQUATIONS = 48
 """A loop with more equations than this spills its registers."""
@@ -31,7 +36,7 @@ Shape = tuple[int, ...]
 
 @dataclass(eq=False)
 class Node:
-    """Equations that one kernel does.
+    """Equations that one kernel does; those behind a product are its epilogue.
 
     Attributes
     ----------
@@ -189,6 +194,50 @@ class _Fuser:
                 if second.merged is None:
                     self.merge(first, second)
 
+    # --- epilogues ---------------------------------------------------------------------------------------------------
+
+    def merge_epilogues(self) -> None:
+        """Let products go on with the loops that alone read them; a loop goes with the last product that it reads."""
+        readers: dict[Value, set[Node]] = {}
+        for node in self.nodes.values():
+            for equation in node.equations:
+                for value in equation.inputs:
+                    readers.setdefault(self.seen(value)[0], set()).add(node)
+        wanted = {self.seen(value)[0] for value in self.graph.outputs}
+        for node in reversed(list(self.nodes.values())):
+            if node.merged is None and node.equations[0].op.name in PRODUCTS:
+                value = node.equations[0].outputs[0]
+                found = readers.get(value, set())
+                if len(found) == 1 and value not in wanted:
+                    self._merge_epilogue(node, *found)
+
+    def _merge_epilogue(self, node: Node, loop: Node) -> None:
+        if loop.merged is None and self._fits_behind(node.equations[0], loop) and not self._reaches(loop, node):
+            node.equations += loop.equations
+            node.stages |= loop.stages
+            self._replace(loop, node)
+
+    def _fits_behind(self, product: Equation, loop: Node) -> bool:
+        """Whether a loop can be the epilogue of a product that it reads."""
+        result = product.outputs[0]
+        if not loop.is_loop or loop.axes is not None or not result.aval.size:
+            return False
+        columns = product_columns(product)
+        made = {value for equation in loop.equations for value in equation.outputs}
+        for equation in loop.equations:
+            if equation.op.name == "random_bits" or equation.outputs[0].aval.size != result.aval.size:
+                return False
+            for value in equation.inputs:
+                source, view, copied = self.seen(value)
+                over = reshaped(view, (result.aval.size // columns, columns))
+                if source in made:
+                    continue
+                if over is None or view.buffer is INDEX or layout(over) is None:
+                    return False
+                if source is result and (copied or not is_whole(over, row_major(over.shape))):
+                    return False
+        return True
+
     # --- the form of a node ------------------------------------------------------------------------------------------
 
     def _stages(self, equations: list[Equation], shape: Shape, axes: Shape | None) -> dict[Equation, int] | None:
@@ -234,6 +283,27 @@ class _Fuser:
         return stage
 
 
+def product_columns(product: Equation) -> int:
+    """Neighbouring elements of a product that belong to one row: the columns of its matrix."""
+    if product.op.name == "conv":
+        return product.outputs[0].aval.shape[-1]
+    (_, contract), (_, batch) = product.params["contract"], product.params["batch"]
+    return math.prod(extent for axis, extent in enumerate(product.inputs[1].aval.shape)
+                     if axis not in (*contract, *batch))
+
+
+def layout(view: View) -> str | None:
+    """How a view over [row, column] lies, if there is a word for it.
+
+    ``whole``: row-major without gaps; ``constant``: one element; ``column``: one row for all; ``row``: one gapless
+    column for all.
+    """
+    if view.is_contiguous:
+        return "whole"
+    rows, columns = (stride if extent != 1 else 0 for extent, stride in zip(view.shape, view.strides, strict=True))
+    return {(0, 0): "constant", (0, 1): "column", (1, 0): "row"}.get((rows, columns))
+
+
 def _strides_in_node(view: View, shape: Shape, axes: Shape, of_row: bool, per_row: bool) -> Shape:
     """Strides by which an element finds itself, a row finds itself, or an element finds its row."""
     if of_row and not per_row:
@@ -257,6 +327,7 @@ def fuse(graph: Graph) -> list[Node]:
     for equation in graph.equations:
         fuser.add(equation)
     fuser.merge_siblings()
+    fuser.merge_epilogues()
     ordered: list[Node] = []
     done = 0
     waiting = list(fuser.nodes.values())
