@@ -42,6 +42,11 @@ class Chip:
     second_cache: int
     narrow: tuple[tuple[str, str, str], ...] = ()
 
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a vector register."""
+        return 4 * self.lanes
+
 
 _DOTS = (("bf16", AVX512, "avx512bf16"), ("i8", AVX512, "avx512vnni"))
 _TILES = (("bf16", TILES, "amx-bf16"), ("i8", TILES, "amx-int8"))

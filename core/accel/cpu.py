@@ -6,9 +6,10 @@ Invariant: a call gives the same bits at any number of threads, whatever ran bef
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, starmap
 from math import prod
 from typing import Any
 
@@ -27,7 +28,7 @@ from core.engine.ops.table import evaluate
 
 Memory = NDArray[np.uint8]
 
-_ALIGNED_FROM = 1 << 19
+_LARGE = 1 << 19
 """Bytes of an array from which its place in memory is worth the microseconds that it takes to choose it."""
 
 
@@ -41,10 +42,19 @@ def _allocate(nbytes: int) -> Memory:
 def _empty(shape: tuple[int, ...], storage: np.dtype[Any]) -> NDArray[Any]:
     """An uninitialised array; a large one begins with a cache line, so that its rows are not torn over two."""
     nbytes = prod(shape) * storage.itemsize
-    if nbytes < _ALIGNED_FROM:
+    if nbytes < _LARGE:
         return np.empty(shape, storage)
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     return np.ndarray(shape, storage, raw.data, -_address(raw) % ALIGNMENT)
+
+
+def _references(arrays: Sequence[Any], number: int) -> int:
+    """How often an array of a list is known, views of it included."""
+    return sys.getrefcount(arrays[number])
+
+
+_UNSHARED = _references([object()], 0)
+"""For what nothing but the list knows."""
 
 
 class CpuExecutable:
@@ -69,6 +79,7 @@ class CpuExecutable:
         self._first_fresh = self._first_output + (options.held if options.carried else 0)
         self._results = [(view.shape, view.dtype.storage) for view in
                          self._plan.outputs[self._first_fresh - self._first_output:]]
+        self._latest: list[NDArray[Any]] = list(starmap(_empty, self._results))
         self._held: list[NDArray[Any]] = []
         # Carried inputs have a second set of arrays: a call reads one and writes the other, then they change places.
         self._spare: list[NDArray[Any]] = []
@@ -98,11 +109,18 @@ class CpuExecutable:
 
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         with self._lock:
-            fresh = [_empty(shape, storage) for shape, storage in self._results]
+            fresh = self._fresh()
             self._run(self._body, [_solid(array) for array in arrays], fresh)
             if self._options.carried:
                 self._own(self._spare, self._held)
             return fresh
+
+    def _fresh(self) -> list[NDArray[Any]]:
+        """Arrays for results; large ones are those of the last call that nobody has any more, as new pages cost time."""
+        for number, result in enumerate(self._results):
+            if self._latest[number].nbytes < _LARGE or _references(self._latest, number) != _UNSHARED:
+                self._latest[number] = _empty(*result)
+        return self._latest.copy()
 
     def _own(self, held: list[NDArray[Any]], spare: list[NDArray[Any]]) -> None:
         self._held, self._spare = held, spare

@@ -14,7 +14,7 @@ import numpy as np
 
 from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import conv as conv_kernels
-from core.accel.kernels import gemm, index, narrow, window
+from core.accel.kernels import gemm, index, narrow, segment, window
 from core.accel.loopir import Operand
 from core.accel.loops import loop_step, steps_of_node
 from core.accel.passes.fuse import Node
@@ -67,6 +67,9 @@ class Lowering:
         self._users = graph.users()
         self.constants = graph.constants
         self._outputs = set(graph.outputs)
+        self._links: dict[tuple[Value, int], segment.Links] = {}
+        # Gathers wait for who reads them first: two that are added or subtracted are read where they come from.
+        self.waiting: dict[Value, Equation] = {}
         for value in (*graph.inputs, *graph.constants):
             self.views[value] = contiguous(value.aval.dtype, value.aval.shape)
 
@@ -78,7 +81,7 @@ class Lowering:
         """Add the steps of a node."""
         self._layer = node.equations[-1 if node.is_loop else 0].where.layer
         if node.is_loop:
-            self.add(steps_of_node(self, node))
+            self.add(_gathered_pair(self, node.equations[0]) if self._reads_a_pair(node) else steps_of_node(self, node))
             return
         equation = node.equations[0]
         name, epilogue = equation.op.name, ElementwiseEpilogue.of(self, node)
@@ -94,6 +97,9 @@ class Lowering:
     def view(self, value: Value) -> View:
         """How a value lies in memory, or in index space."""
         known = self.views.get(value)
+        if known is None and value in self.waiting:
+            _gather(self, self.waiting.pop(value))
+            known = self.views[value]
         if known is None:
             known = self.views[value] = self._look(self._view_equations[value])
         return known
@@ -121,6 +127,15 @@ class Lowering:
         self.add([loop_step("copy", view.shape, (), [Operand("x", view, role), Operand("x", out, "write")])])
         return out
 
+    def links(self, indices: Value, places: int) -> segment.Links:
+        """The lists of what leads to each place; those who follow the same indices share them."""
+        known = self._links.get((indices, places))
+        if known is None:
+            known, steps = segment.link(self.solid(indices), places)
+            self._links[indices, places] = known
+            self.add(steps)
+        return known
+
     def source(self, value: Value) -> Value:
         """The value behind view equations."""
         while value in self._view_equations and self._view_equations[value].inputs:
@@ -143,6 +158,14 @@ class Lowering:
             return True
         return any(self.is_wanted(user.outputs[0], node) if user.op.name in VIEWS else self._home.get(user) is not node
                    for user in self._users.get(value, ()))
+
+    def _reads_a_pair(self, node: Node) -> bool:
+        """Whether a node adds or subtracts two gathers that nothing else reads."""
+        first = node.equations[0]
+        return (len(node.equations) == 1 and first.op.name in _PAIRS and len(set(first.inputs)) == 2
+                and all(value in self.waiting and self._users[value] == [first] and value not in self._outputs
+                        for value in first.inputs)
+                and _fit_as_pair(self, [self.waiting[value] for value in first.inputs]))
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
@@ -235,8 +258,33 @@ def _lower_gather(lowering: Lowering, equation: Equation) -> None:
     if order is not None and np.array_equal(order, np.arange(equation.inputs[0].aval.shape[axis])[::-1]):
         lowering.views[equation.outputs[0]] = _mirrored(lowering.memory(equation.inputs[0]), axis)
         return
+    lowering.waiting[equation.outputs[0]] = equation
+
+
+def _gather(lowering: Lowering, equation: Equation) -> None:
     x, indices = (lowering.memory(value) for value in equation.inputs)
     lowering.add(index.gather(x, indices, lowering.fresh(equation.outputs[0]), equation.params["axis"]))
+
+
+_PAIRS = {"add": "sum", "sub": "difference"}
+
+
+def _fit_as_pair(lowering: Lowering, gathers: Sequence[Equation]) -> bool:
+    """Whether each takes contiguous rows of a matrix, by indices of one type."""
+    matrices, indices = ([equation.inputs[place].aval for equation in gathers] for place in (0, 1))
+    return (all(equation.params["axis"] == 0 for equation in gathers) and all(matrix.ndim == 2 for matrix in matrices)
+            and matrices[0].dtype in _NUMBERS and all(one.ndim == 1 for one in indices)
+            and indices[0].dtype is indices[1].dtype
+            and all(lowering.view(equation.inputs[0]).strides[1] == 1 for equation in gathers))
+
+
+def _gathered_pair(lowering: Lowering, equation: Equation) -> list[Step]:
+    def source(gathered: Value) -> tuple[View, View]:
+        matrix, indices = lowering.waiting.pop(gathered).inputs
+        return lowering.memory(matrix), lowering.memory(indices)
+
+    first, second = map(source, equation.inputs)
+    return index.gathered_pair(_PAIRS[equation.op.name], first, second, lowering.fresh(equation.outputs[0]))
 
 
 def _mirrored(view: View, axis: int) -> View:
@@ -246,13 +294,15 @@ def _mirrored(view: View, axis: int) -> View:
 
 
 def _lower_scatter_add(lowering: Lowering, equation: Equation) -> None:
-    x, indices, updates = (lowering.solid(value) for value in equation.inputs)
-    lowering.add(index.scatter_add(x, indices, updates, lowering.fresh(equation.outputs[0]), equation.params["axis"]))
+    axis = equation.params["axis"]
+    x, updates = lowering.memory(equation.inputs[0]), lowering.solid(equation.inputs[2])
+    links = lowering.links(equation.inputs[1], x.shape[axis])
+    lowering.add(segment.scatter_add(x, links, updates, lowering.fresh(equation.outputs[0]), axis))
 
 
 def _lower_segment_reduce(lowering: Lowering, equation: Equation) -> None:
-    data, ids = (lowering.memory(value) for value in equation.inputs)
-    lowering.add(index.segment_reduce(data, ids, lowering.fresh(equation.outputs[0]), equation.params["kind"]))
+    data, links = lowering.memory(equation.inputs[0]), lowering.links(equation.inputs[1], equation.params["count"])
+    lowering.add(segment.segment_reduce(data, links, lowering.fresh(equation.outputs[0]), equation.params["kind"]))
 
 
 def _lower_sort(lowering: Lowering, equation: Equation) -> None:

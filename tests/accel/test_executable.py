@@ -80,6 +80,23 @@ def test_large_results_begin_with_a_cache_line(size):
         assert size < 200_000 or result.storage.ctypes.data % 64 == 0
 
 
+@pytest.mark.parametrize("keep", [lambda result: result, lambda result: result.storage,
+                                   lambda result: result.numpy()[1:], lambda result: memoryview(result.numpy())])
+def test_memory_of_large_results_is_used_again_once_nobody_has_it(keep):
+    program = jit(lambda nothing, x: x + 1).bind(())
+    x = np.arange(200_000, dtype=np.float32)
+    result = program(x)
+    kept, place = keep(result), result.storage.ctypes.data
+    del result
+    second = program(x + 9)
+    assert second.storage.ctypes.data != place
+    np.testing.assert_array_equal(getattr(kept, "storage", kept), (x + 1)[-len(kept):])
+    del kept
+    place = second.storage.ctypes.data
+    del second
+    assert program(x).storage.ctypes.data == place
+
+
 def test_close_outputs_have_the_bits_of_distant_ones():
     """LLVM must not choose between a vector and a scalar sum by the distance of two addresses."""
     def function(x):

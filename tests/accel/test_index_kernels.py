@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from stepping import Memory, evaluate
 
-from core.accel.kernels.index import gather, merge_axes, scatter_add, segment_reduce, sort
+from core.accel.kernels.index import gather, gathered_pair, merge_axes, sort
+from core.accel.kernels.segment import link, scatter_add, segment_reduce
+from core.engine import ops
+from core.engine.jit import jit
 
 FLOATS = ("float32", "float64")
 NUMBERS = (*FLOATS, "int32", "int64")
@@ -48,6 +51,7 @@ def taken(x, indices, axis):
 GATHERS = [  # shape of x, shape of indices, axis
     ((5,), (3,), 0), ((5,), (), 0), ((1,), (4, 3), 0), ((7, 3), (11,), 0), ((7, 3), (11,), 1), ((4, 6, 5), (2, 3), 1),
     ((3, 1, 2, 70), (9,), 2), ((2, 3), (2500,), 1), ((3, 2500), (2,), 0), ((4, 6, 5), (2, 3), 2), ((5, 2), (0,), 0),
+    ((3, 9, 15), (80,), 1), ((20, 33), (70,), 0), ((2, 7, 3, 16), (5, 9), 1),
 ]
 
 
@@ -72,6 +76,29 @@ def test_gather_moves_any_type(dtype):
     same(found, taken(x, at, 0))
 
 
+@pytest.mark.parametrize("dtype", [*NUMBERS, "bool", "uint8", "uint16"])
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 17, 64, 129, 300])
+def test_gather_copies_rows_of_any_length(dtype, width):
+    x = np.random.default_rng(width).integers(0, 2, (6, width)).astype(dtype)
+    at = np.array([5, -1, 0, 0, 6, 3], np.int64)
+    found, = evaluate(lambda *views: gather(*views, 0), [x, at], [((6, width), dtype)])
+    same(found, taken(x, at, 0))
+
+
+@pytest.mark.parametrize("kind,combine", [("sum", np.add), ("difference", np.subtract)])
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("rows,width", [(0, 3), (1, 1), (9, 5), (40, 16), (33, 70)])
+def test_a_gathered_pair_is_two_gathers_and_an_operation(kind, combine, dtype, rows, width):
+    rng = np.random.default_rng(rows + width)
+    a, b = (values(rng, (extent, width), np.dtype(dtype).type) for extent in (7, 4))
+    b = np.repeat(b, 2, axis=0)[::2]  # rows apart
+    at_a, at_b = rng.integers(-1, 8, rows).astype(np.int32), rng.integers(-1, 5, rows).astype(np.int32)
+    found, = evaluate(lambda a, at_a, b, at_b, out: gathered_pair(kind, (a, at_a), (b, at_b), out),
+                      [a, at_a, b, at_b], [((rows, width), dtype)])
+    with np.errstate(invalid="ignore"):
+        same(found, combine(taken(a, at_a, 0), taken(b, at_b, 0)))
+
+
 def scattered(x, indices, updates, axis):
     out = np.moveaxis(x.copy(), axis, 0)
     rows = np.moveaxis(updates, range(axis, axis + indices.ndim), range(indices.ndim))
@@ -80,6 +107,16 @@ def scattered(x, indices, updates, axis):
         if 0 <= index < x.shape[axis]:
             out[index] += row
     return np.moveaxis(out, 0, axis)
+
+
+def scatter_steps(x, indices, updates, out, axis):
+    links, steps = link(indices, x.shape[axis])
+    return [*steps, *scatter_add(x, links, updates, out, axis)]
+
+
+def reduce_steps(data, ids, out, kind):
+    links, steps = link(ids, out.shape[0])
+    return [*steps, *segment_reduce(data, links, out, kind)]
 
 
 SCATTERS = [
@@ -97,7 +134,7 @@ def test_scatter_add_adds_duplicates_in_order(shape, index_shape, axis, dtype):
     update_shape = shape[:axis] + index_shape + shape[axis + 1:]
     updates = (rng.normal(size=update_shape) * 100).astype(dtype)
     for x in layouts(plain):
-        found, = evaluate(lambda *views: scatter_add(*views, axis), [x, indices, updates], [(shape, dtype)])
+        found, = evaluate(lambda *views: scatter_steps(*views, axis), [x, indices, updates], [(shape, dtype)])
         same(found, scattered(plain, indices, updates, axis))
 
 
@@ -105,17 +142,18 @@ def test_scatter_add_takes_broadcast_updates_and_x():
     x = np.broadcast_to(np.float32(2), (4, 5))
     updates = np.broadcast_to(np.float32(0.1), (3, 5))
     indices = np.array([1, 1, 3], np.int64)
-    found, = evaluate(lambda *views: scatter_add(*views, 0), [x, indices, updates], [((4, 5), np.float32)])
+    found, = evaluate(lambda *views: scatter_steps(*views, 0), [x, indices, updates], [((4, 5), np.float32)])
     same(found, scattered(x, indices, updates, 0))
 
 
-def test_scatter_add_refuses_indices_without_a_single_stride():
+def test_scatter_add_refuses_indices_and_updates_without_a_single_stride():
     memory = Memory()
     x, out = (memory.view(np.zeros((4, 2), np.float32)) for _ in range(2))
-    indices = memory.view(np.zeros((3, 4), np.int32)[:, :2])
-    updates = memory.view(np.zeros((3, 2, 2), np.float32))
-    with pytest.raises(ValueError, match=r"scatter_add indices: .*copy it first"):
-        scatter_add(x, indices, updates, out, 0)
+    with pytest.raises(ValueError, match=r"indices: .*copy it first"):
+        link(memory.view(np.zeros((3, 4), np.int32)[:, :2]), 4)
+    links, _ = link(memory.view(np.zeros((3, 2), np.int32)), 4)
+    with pytest.raises(ValueError, match=r"scatter_add updates: .*copy it first"):
+        scatter_add(x, links, memory.view(np.zeros((3, 4, 2), np.float32)[:, :2]), out, 0)
 
 
 REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
@@ -143,9 +181,44 @@ def test_segment_reduce_equals_a_loop(kind, dtype, rows, features, segments):
     for data in layouts(plain):
         with np.errstate(invalid="ignore"):
             expected = reduced(plain, ids, segments, kind)
-        found, = evaluate(lambda *views: segment_reduce(*views, kind), [data, ids],
+        found, = evaluate(lambda *views: reduce_steps(*views, kind), [data, ids],
                           [((segments, *features), dtype)])
         same(found, expected)
+
+
+def steps_of(function, *arguments):
+    program = jit(lambda nothing, *given: function(*given)).bind(())
+    found = program(*arguments)
+    expected = jit(function, device="reference")(*arguments)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    return [name for name, *_ in program.report.steps]
+
+
+ROWS = np.random.default_rng(1).integers(-9, 9, (5, 33)).astype(np.float32)
+TO, FROM = np.array([4, 0, 0, 7, -1], np.int32), np.array([2, 2, 1, 5, 0, 4, 3], np.int32)
+
+
+def test_sums_over_the_same_indices_share_their_links():
+    names = steps_of(lambda x, to: ops.segment_sum(x, to, 6) + ops.segment_sum(x * x, to, 6), ROWS, TO)
+    assert names.count("link") == 1 and names.count("segment_reduce") == 2
+
+
+def test_a_difference_of_gathers_is_one_step():
+    def difference(x, to, other):
+        return ops.gather(x, to, axis=0) - ops.gather(x * 2, other, axis=0)
+
+    assert steps_of(difference, ROWS, FROM, FROM[::-1].copy()) == ["mul", "gathered difference"]
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, at: ops.gather(x, at, axis=0) + ops.gather(x, at, axis=0),
+    lambda x, at: ops.gather(x, at, axis=0) - x[:1],
+    lambda x, at: ops.gather(x.T, at, axis=1).T - ops.gather(x, at + 1, axis=0),
+    lambda x, at: (lambda taken: (taken - ops.gather(x, at + 1, axis=0)) * taken)(ops.gather(x, at, axis=0)),
+    lambda x, at: ops.gather(x, at, axis=0) - ops.gather(x, at.astype("i64"), axis=0),
+])
+def test_other_uses_of_gathers_take_a_step_of_their_own(function):
+    assert "gather" in steps_of(function, ROWS, FROM)
 
 
 @pytest.mark.parametrize("dtype", [*NUMBERS, "uint8", "bool"])

@@ -1,24 +1,25 @@
-"""Kernels that follow indices: gather, scatter_add, segment_reduce and sort.
+"""Kernels that follow indices: gather and sort; and how kernels walk strided arrays row by row.
 
-Invariant: a unit owns every element that it writes, and visits the indices in their order. So there are no atomics,
-duplicates add up in index order, and the result has the same bits for any number of threads.
+Invariant: a unit owns every element that it writes, so that the result has the same bits for any number of threads.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from core.accel.chips import host
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import BY_NAME, DType, bool_
 
-FEATURES = 64
-"""Elements of the innermost axis that one unit of a scatter owns: four cache lines of float32."""
 _RUN = 1024
-"""Elements that one unit of a gather writes at most."""
+"""Elements that one unit of a gather writes at most, where it does not copy whole rows."""
+_MANY_ROWS = 64
+"""So many rows keep all threads busy, without being cut."""
 
 
 def element_name(dtype: DType) -> str:
@@ -65,7 +66,7 @@ def merge_axes(shape: Sequence[int], *strides: Sequence[int]) -> tuple[list[int]
     return sizes, merged
 
 
-def _single_stride(view: View, axes: slice, name: str) -> int:
+def single_stride(view: View, axes: slice, name: str) -> int:
     """The stride that walks `axes` of a view in row-major order."""
     sizes, (strides,) = merge_axes(view.shape[axes], view.strides[axes])
     if len(sizes) > 1:
@@ -73,7 +74,7 @@ def _single_stride(view: View, axes: slice, name: str) -> int:
     return strides[0]
 
 
-def _offset(d: Any, at: int, rank: int, operand: int, row: int) -> int:
+def offset_of_row(d: Any, at: int, rank: int, operand: int, row: int) -> int:
     """Offset of a row in an operand: ``d[at:]`` holds the sizes of `rank` axes, then every operand's strides."""
     total = 0
     for axis in range(rank - 1, -1, -1):
@@ -85,14 +86,15 @@ def _offset(d: Any, at: int, rank: int, operand: int, row: int) -> int:
 
 
 def _rows(sizes: list[int], strides: list[list[int]]) -> tuple[int, tuple[int, ...]]:
-    """How many rows the axes but the last make, and their numbers for `_offset`."""
+    """How many rows the axes but the last make, and their numbers for `offset_of_row`."""
     rows = math.prod(sizes[:-1])
     return rows, (len(sizes) - 1, *sizes[:-1], *(step for stride in strides for step in stride[:-1]))
 
 
-def _import(maker: str, *arguments: str) -> str:
-    listed = ", ".join(f'"{argument}"' for argument in arguments)
-    return f"from core.accel.kernels.index import {maker}\n\nkernel = {maker}({listed})\n"
+def kernel_of(module: str, maker: str, *arguments: str | int) -> str:
+    """Text of the kernel that a maker in one of this package's modules gives for these arguments."""
+    listed = ", ".join(map(json.dumps, arguments))
+    return f"from core.accel.kernels.{module} import {maker}\n\nkernel = {maker}({listed})\n"
 
 
 def make_gather(element: str, index: str) -> Any:
@@ -101,7 +103,7 @@ def make_gather(element: str, index: str) -> Any:
     from core.accel.kernels.vectormath import inlined
 
     values, integers = getattr(pointer, element), getattr(pointer, index)
-    offset, zero = inlined(_offset), storage_type(element)(0)
+    offset, zero = inlined(offset_of_row), storage_type(element)(0)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         x, indices, out = values(p, 0), integers(p, 1), values(p, 2)
@@ -127,6 +129,39 @@ def make_gather(element: str, index: str) -> Any:
     return kernel
 
 
+def make_row_gather(element: str, index: str, nbytes: int) -> Any:
+    """Kernel of `gather` of contiguous rows; a unit is a row of the output, or a run of one that is cut.
+
+    Vectors have `nbytes` bytes.
+    """
+    from core.accel import pointer, simd
+    from core.accel.kernels import spans
+    from core.accel.kernels.vectormath import inlined
+
+    values, integers, at = getattr(pointer, element), getattr(pointer, index), simd.at
+    offset, zero = inlined(offset_of_row), storage_type(element)(0)
+    copy, fill = spans.copying(element, nbytes), spans.filling(element, nbytes)
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        x, indices, out = values(p, 0), integers(p, 1), values(p, 2)
+        count, stride, taken, index_stride, width, run, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
+        runs = (width + run - 1) // run
+        for part in range(begin // taken, (end - 1) // taken + 1):
+            outer = part // runs
+            column = (part - outer * runs) * run
+            length = min(width - column, run)
+            source = at(x, offset(d, 7, rank, 0, outer) + column)
+            target = at(out, outer * taken * width + column)
+            for i in range(max(begin - part * taken, 0), min(end - part * taken, taken)):
+                chosen = np.int64(indices[i * index_stride])
+                if 0 <= chosen < count:
+                    copy(at(target, i * width), at(source, chosen * stride), length)
+                else:
+                    fill(at(target, i * width), zero, length)
+
+    return kernel
+
+
 def gather(x: View, indices: View, out: View, axis: int) -> list[Step]:
     """Take elements along an axis: ``out[a..., i..., b...] = x[a..., indices[i...], b...]``.
 
@@ -137,129 +172,73 @@ def gather(x: View, indices: View, out: View, axis: int) -> list[Step]:
     out : type of `x`, contiguous, the axes of `indices` in the place of `axis`
     axis : 0 .. rank-1
     """
+    inner, (inner_strides,) = merge_axes(x.shape[axis + 1:], x.strides[axis + 1:])
+    chosen, (index_strides,) = merge_axes(indices.shape, indices.strides)
+    if len(inner) == len(chosen) == 1 and inner[0] > 1 and inner_strides[0] == 1:
+        return [_row_gather(x, indices, out, axis, index_strides[0])]
     none = (0,) * len(indices.shape)
     before, after = x.strides[:axis], x.strides[axis + 1:]
     sizes, strides = merge_axes(out.shape, (*before, *none, *after),
                                 ((0,) * len(before) + indices.strides + (0,) * len(after)))
     rows, numbers = _rows(sizes, strides)
-    text = _import("make_gather", element_name(x.dtype), indices.dtype.short)
+    text = kernel_of("index", "make_gather", element_name(x.dtype), indices.dtype.short)
     dims = (x.shape[axis], x.strides[axis], sizes[-1], strides[0][-1], strides[1][-1], *numbers)
     return [Step(text, (x, indices, out), (2,), dims, rows * -(-sizes[-1] // _RUN), name="gather",
                  nbytes=2 * out.size * x.dtype.itemsize)]
 
 
-def _add(a: Any, b: Any) -> Any:
-    return a + b
+def _row_gather(x: View, indices: View, out: View, axis: int, index_stride: int) -> Step:
+    """The step of a gather whose rows, the elements behind the axis, are contiguous in x."""
+    outer, (strides,) = merge_axes(x.shape[:axis], x.strides[:axis])
+    width, rows = math.prod(x.shape[axis + 1:]), math.prod(outer) * indices.size
+    run = width if rows >= _MANY_ROWS else _RUN
+    text = kernel_of("index", "make_row_gather", element_name(x.dtype), indices.dtype.short, host().vector_bytes)
+    dims = (x.shape[axis], x.strides[axis], indices.size, index_stride, width, run, len(outer), *outer, *strides)
+    return Step(text, (x, indices, out), (2,), dims, rows * -(-width // run), name="gather",
+                nbytes=2 * out.size * x.dtype.itemsize)
 
 
-def _greater(a: Any, b: Any) -> Any:
-    """The greater of two, not-a-number if either is."""
-    return b if b > a else (a if b == b else b)
+def make_gathered_pair(kind: str, element: str, index: str, nbytes: int) -> Any:
+    """Kernel of `gathered_pair`; a unit is a row of the output, vectors have `nbytes` bytes."""
+    from core.accel import pointer, simd
+    from core.accel.kernels import spans
 
-
-def _lesser(a: Any, b: Any) -> Any:
-    """The lesser of two, not-a-number if either is."""
-    return b if b < a else (a if b == b else b)
-
-
-_COMBINE = {"sum": _add, "max": _greater, "min": _lesser}
-
-
-def make_scatter(kind: str, element: str, index: str, start: str) -> Any:
-    """Kernel of `scatter_add` and `segment_reduce`; a unit is a block of features with all of its destinations.
-
-    It starts from the operand x (``x``) or from the identity of `kind` (``identity``).
-    """
-    from core.accel import pointer
-    from core.accel.kernels.vectormath import inlined
-
-    values, integers = getattr(pointer, element), getattr(pointer, index)
-    offset, combine = inlined(_offset), inlined(_COMBINE[kind])
-    copies, fill = start == "x", identity(kind, element)
+    values, integers, at, zero = getattr(pointer, element), getattr(pointer, index), simd.at, storage_type(element)(0)
+    combine, fill = spans.combining(kind, element, nbytes), spans.filling(element, nbytes)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        x, indices, updates, out = values(p, 0), integers(p, 1), values(p, 2), values(p, 3)
-        places, count, width = d[0], d[1], d[2]
-        x_stride, index_stride, update_stride, out_stride = d[3], d[4], d[5], d[6]
-        x_step, update_step, out_step, rank = d[7], d[8], d[9], d[10]
-        blocks = (width + FEATURES - 1) // FEATURES
+        a, a_indices, b, b_indices, out = values(p, 0), integers(p, 1), values(p, 2), integers(p, 3), values(p, 4)
+        width, a_count, a_stride, a_index_stride = d[0], d[1], d[2], d[3]
+        b_count, b_stride, b_index_stride = d[4], d[5], d[6]
         for unit in range(begin, end):
-            row = unit // blocks
-            first = (unit - row * blocks) * FEATURES
-            length = min(width - first, FEATURES)
-            source = offset(d, 11, rank, 0, row) + first * x_step
-            update = offset(d, 11, rank, 1, row) + first * update_step
-            target = offset(d, 11, rank, 2, row) + first * out_step
-            for place in range(places):
-                a, b = source + place * x_stride, target + place * out_stride
-                for j in range(length):
-                    out[b + j * out_step] = x[a + j * x_step] if copies else fill
-            for i in range(count):
-                chosen = np.int64(indices[i * index_stride])
-                if 0 <= chosen < places:
-                    a, b = update + i * update_stride, target + chosen * out_stride
-                    if update_step == 1 and out_step == 1:
-                        for j in range(length):
-                            out[b + j] = combine(out[b + j], updates[a + j])
-                    else:
-                        for j in range(length):
-                            out[b + j * out_step] = combine(out[b + j * out_step], updates[a + j * update_step])
+            target = at(out, unit * width)
+            from_a, from_b = np.int64(a_indices[unit * a_index_stride]), np.int64(b_indices[unit * b_index_stride])
+            a_inside, b_inside = 0 <= from_a < a_count, 0 <= from_b < b_count
+            if not (a_inside and b_inside):
+                fill(target, zero, width)
+            left = at(a, from_a * a_stride) if a_inside else target
+            right = at(b, from_b * b_stride) if b_inside else target
+            combine(target, left, right, width)
 
     return kernel
 
 
-def scatter_add(x: View, indices: View, updates: View, out: View, axis: int) -> list[Step]:
-    """``out = x``, then ``out[a..., indices[i...], b...] += updates[a..., i..., b...]`` in the order of i.
+def gathered_pair(kind: str, first: tuple[View, View], second: tuple[View, View], out: View) -> list[Step]:
+    """The sum or difference (`kind`) of rows of two matrices: ``out[i] = a[a_indices[i]] ± b[b_indices[i]]``.
 
     Parameters
     ----------
-    x : any numeric type, any strides
-    indices : i32 or i64, contiguous; an index outside ``0 .. x.shape[axis]-1`` drops its updates
-    updates : type of `x`, the axes of `indices` in the place of `axis`; those axes contiguous among themselves
-    out : type and shape of `x`, contiguous
-    axis : 0 .. rank-1
-
-    Raises
-    ------
-    ValueError
-        If several axes of indices are not contiguous among themselves.
+    first, second : a matrix of f32, f64, i32 or i64, its rows contiguous, and i32 or i64[row] indices, both of one
+        type; an index outside the matrix reads 0
+    out : type of the matrices, [row, column], contiguous
     """
-    return _scatter("scatter_add", ("sum", "x"), (x, indices, updates, out), axis)
-
-
-def segment_reduce(data: View, ids: View, out: View, kind: str) -> list[Step]:
-    """Reduce the rows of each segment: ``out[s] = reduce of data[i] over all i with ids[i] = s``.
-
-    Parameters
-    ----------
-    data : [row, feature...], any numeric type, any strides
-    ids : i32 or i64[row], in any order; an id outside ``0 .. segment-1`` drops its row
-    out : type of `data`, [segment, feature...], contiguous; an empty segment gets 0 for a sum, and the least (greatest)
-        value of the type, which is an infinity for floats, for max (min)
-    kind : ``sum``, ``max`` or ``min``; max and min are not-a-number where any element is
-    """
-    return _scatter("segment_reduce", (kind, "identity"), (out, ids, data, out), 0)
-
-
-def _scatter(name: str, variant: tuple[str, str], operands: tuple[View, View, View, View], axis: int) -> list[Step]:
-    x, indices, updates, out = operands
-    inner = axis + len(indices.shape)
-
-    def without_axis(numbers: Sequence[int]) -> tuple[int, ...]:
-        return (*numbers[:axis], *numbers[axis + 1:])
-
-    update_strides = (*updates.strides[:axis], *updates.strides[inner:])
-    sizes, strides = merge_axes(without_axis(out.shape), without_axis(x.strides), update_strides,
-                                without_axis(out.strides))
-    rows, numbers = _rows(sizes, strides)
-    dims = (out.shape[axis], indices.size, sizes[-1], x.strides[axis],
-            _single_stride(indices, slice(None), f"{name} indices"),
-            _single_stride(updates, slice(axis, inner), f"{name} updates"),
-            out.strides[axis], *(stride[-1] for stride in strides), *numbers)
-    kind, start = variant
-    text = _import("make_scatter", kind, element_name(out.dtype), indices.dtype.short, start)
-    return [Step(text, operands, (3,), dims, rows * -(-sizes[-1] // FEATURES), name=name, flops=updates.size,
-                 nbytes=(updates.size + 2 * out.size) * out.dtype.itemsize)]
+    (a, a_indices), (b, b_indices) = first, second
+    text = kernel_of("index", "make_gathered_pair", kind, element_name(a.dtype), a_indices.dtype.short,
+                     host().vector_bytes)
+    dims = (out.shape[1], a.shape[0], a.strides[0], a_indices.strides[0],
+            b.shape[0], b.strides[0], b_indices.strides[0])
+    return [Step(text, (a, a_indices, b, b_indices, out), (4,), dims, out.shape[0], name=f"gathered {kind}",
+                 flops=out.size, nbytes=3 * out.size * out.dtype.itemsize)]
 
 
 def _merge(keys: Any, order: Any, source: int, target: int, left: int, middle: int, right: int) -> None:
@@ -285,7 +264,7 @@ def make_sort(element: str) -> Any:
     from core.accel import pointer
     from core.accel.kernels.vectormath import inlined
 
-    values, i32, offset, merge = getattr(pointer, element), pointer.i32, inlined(_offset), inlined(_merge)
+    values, i32, offset, merge = getattr(pointer, element), pointer.i32, inlined(offset_of_row), inlined(_merge)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         x, sorted_values, sorted_indices, keys, order = values(p, 0), values(p, 1), i32(p, 2), values(p, 3), i32(p, 4)
@@ -327,6 +306,7 @@ def sort(x: View, values_out: View, indices_out: View, axis: int) -> list[Step]:
     numbers = (len(shape), *shape, *(x.strides[i] for i in others), *(values_out.strides[i] for i in others))
     keys = contiguous(x.dtype, (rows, 2, count), "sort keys")
     order = contiguous(indices_out.dtype, (rows, 2, count), "sort order")
-    return [Step(_import("make_sort", element_name(x.dtype)), (x, values_out, indices_out, keys, order), (1, 2, 3, 4),
+    return [Step(kernel_of("index", "make_sort", element_name(x.dtype)),
+                 (x, values_out, indices_out, keys, order), (1, 2, 3, 4),
                  (count, x.strides[axis], values_out.strides[axis], *numbers), rows, name="sort",
                  nbytes=x.size * (2 * x.dtype.itemsize + 4))]

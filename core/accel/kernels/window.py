@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from core.accel.kernels.index import FEATURES, element_name, identity, storage_type
+from core.accel.chips import host
+from core.accel.kernels.index import element_name, identity, kernel_of, storage_type
+from core.accel.kernels.segment import FEATURES
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import int32
 
@@ -86,24 +88,23 @@ def _split(d: Any, which: int, unit: int) -> tuple[int, int, int]:
     return upper // d[6 + which], upper % d[6 + which], unit % d[11 + which]
 
 
-def _import(maker: str, *arguments: str) -> str:
-    listed = ", ".join(f'"{argument}"' for argument in arguments)
-    return f"from core.accel.kernels.window import {maker}\n\nkernel = {maker}({listed})\n"
-
-
 def _units(dims: tuple[int, ...], which: int) -> int:
     return math.prod(dims[1 + which:1 + which + 3 * _NUMBERS:_NUMBERS])
 
 
-def make_sum(element: str, direction: str) -> Any:
-    """Kernel of sums over windows (``forward``) and of their adjoint; a unit is a row of the output.
+def make_reduce(kind: str, element: str, direction: str, nbytes: int) -> Any:
+    """Kernel of sum, max or min (`kind`) over windows (``forward``) and of the adjoint of sums (``adjoint``).
 
-    The rows run along the fourth axis.
+    A unit is a row of the output along the fourth axis; vectors have `nbytes` bytes.
     """
-    from core.accel import pointer
+    from core.accel import pointer, simd
+    from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, zero, place, split = getattr(pointer, element), storage_type(element)(0), inlined(_place), inlined(_split)
+    values, at, nothing = getattr(pointer, element), simd.at, identity(kind, element)
+    place, split = inlined(_place), inlined(_split)
+    fill, copy = spans.filling(element, nbytes), spans.copying(element, nbytes)
+    combine = spans.combining(kind, element, nbytes)
     reach, source, target = (inlined(_forward), 0, 1) if direction == "forward" else (inlined(_adjoint), 1, 0)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -113,17 +114,25 @@ def make_sum(element: str, direction: str) -> Any:
             i0, i1, i2 = split(d, target, unit)
             (a0, b0), (a1, b1), (a2, b2) = reach(d, 0, i0), reach(d, 1, i1), reach(d, 2, i2)
             for i3 in range(length):
-                total = (unit * length + i3) * channels
-                for c in range(channels):
-                    out[total + c] = zero
+                total = at(out, (unit * length + i3) * channels)
                 a3, b3 = reach(d, 3, i3)
+                so_far, terms = total, 0
                 for j0 in range(a0, b0):
                     for j1 in range(a1, b1):
                         for j2 in range(a2, b2):
+                            row = place(d, source, j0, j1, j2, 0)
                             for j3 in range(a3, b3):
-                                term = place(d, source, j0, j1, j2, j3) * channels
-                                for c in range(channels):
-                                    out[total + c] += x[term + c]
+                                term = at(x, (row + j3) * channels)
+                                if terms == 0:
+                                    so_far = term
+                                else:
+                                    combine(total, so_far, term, channels)
+                                    so_far = total
+                                terms += 1
+                if terms == 0:
+                    fill(total, nothing, channels)
+                elif terms == 1:
+                    copy(total, so_far, channels)
 
     return kernel
 
@@ -141,54 +150,47 @@ def _below(a: Any, b: Any) -> Any:
 _BETTER = {"max": _above, "min": _below}
 
 
-def _element_there(y: Any, at: int, code: int) -> Any:
-    return y[at]
+def make_positions(kind: str, element: str, nbytes: int) -> Any:
+    """Kernel that finds where in each window the first extreme is, -1 if the window covers no input.
 
-
-def _code(y: Any, at: int, code: int) -> np.int32:
-    return np.int32(code)
-
-
-def make_extreme(kind: str, element: str, result: str) -> Any:
-    """Kernel that finds the extreme of each window; a unit is a row of the output along the fourth axis.
-
-    `result` says what it writes there: ``value`` of y, or ``position`` in the window (-1 if it covers no input).
+    A unit is a row of the output along the fourth axis; vectors have `nbytes` bytes.
     """
-    from core.accel import pointer
+    from core.accel import pointer, simd
+    from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, better = getattr(pointer, element), inlined(_BETTER[kind])
-    results, found, absent = {"value": (values, inlined(_element_there), identity(kind, element)),
-                              "position": (pointer.i32, inlined(_code), np.int32(-1))}[result]
+    values, i32, at = getattr(pointer, element), pointer.i32, simd.at
     reach, place, split = inlined(_forward), inlined(_place), inlined(_split)
+    fill, copy = spans.filling("i32", nbytes), spans.copying(element, nbytes)
+    improve = spans.improving(kind, element, nbytes)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        x, y, best, out = values(p, 0), values(p, 1), values(p, 2), results(p, 3)
+        x, extremes, out = values(p, 0), values(p, 1), i32(p, 2)
         channels, length = d[0], d[17]
         for unit in range(begin, end):
             i0, i1, i2 = split(d, 1, unit)
             (a0, b0), (a1, b1), (a2, b2) = reach(d, 0, i0), reach(d, 1, i1), reach(d, 2, i2)
             w0, w1, w2 = i0 * d[4] - d[5], i1 * d[9] - d[10], i2 * d[14] - d[15]
-            row = unit * channels
+            best = at(extremes, unit * channels)
             for i3 in range(length):
-                target = (unit * length + i3) * channels
+                codes = at(out, (unit * length + i3) * channels)
                 a3, b3 = reach(d, 3, i3)
                 w3 = i3 * d[19] - d[20]
                 fresh = True
                 for j0 in range(a0, b0):
                     for j1 in range(a1, b1):
                         for j2 in range(a2, b2):
+                            row, code = place(d, 0, j0, j1, j2, 0), place(d, 2, j0 - w0, j1 - w1, j2 - w2, -w3)
                             for j3 in range(a3, b3):
-                                at = place(d, 0, j0, j1, j2, j3) * channels
-                                code = place(d, 2, j0 - w0, j1 - w1, j2 - w2, j3 - w3)
-                                for c in range(channels):
-                                    if fresh or better(x[at + c], best[row + c]):
-                                        best[row + c] = x[at + c]
-                                        out[target + c] = found(y, at + c, code)
-                                fresh = False
+                                term = at(x, (row + j3) * channels)
+                                if fresh:
+                                    copy(best, term, channels)
+                                    fill(codes, np.int32(code + j3), channels)
+                                    fresh = False
+                                else:
+                                    improve(best, codes, term, np.int32(code + j3), channels)
                 if fresh:
-                    for c in range(channels):
-                        out[target + c] = absent
+                    fill(codes, np.int32(-1), channels)
 
     return kernel
 
@@ -226,43 +228,70 @@ def make_row_extreme(kind: str, element: str) -> Any:
     return kernel
 
 
-def make_chosen(element: str) -> Any:
-    """Kernel of the adjoint of max and min windows; a unit is a row of the input along the fourth axis."""
-    from core.accel import pointer
+def make_chosen(kind: str, element: str, direction: str, nbytes: int) -> Any:
+    """Kernel that takes the elements at known positions in the windows of max or min (`kind`).
+
+    It gives the element of each window (``forward``), or for each input the sum of what its windows have for it
+    (``adjoint``). A unit is a row of the output along the fourth axis; vectors have `nbytes` bytes.
+    """
+    from core.accel import pointer, simd
+    from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, i32, zero = getattr(pointer, element), pointer.i32, storage_type(element)(0)
-    reach, place, split = inlined(_adjoint), inlined(_place), inlined(_split)
+    values, i32, at, forward = getattr(pointer, element), pointer.i32, simd.at, direction == "forward"
+    reach, source, target = (inlined(_forward), 0, 1) if forward else (inlined(_adjoint), 1, 0)
+    nothing = identity(kind, element) if forward else storage_type(element)(0)
+    place, split = inlined(_place), inlined(_split)
+    fill, choose = spans.filling(element, nbytes), spans.choosing(element, not forward, nbytes)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        positions, ct, out = i32(p, 0), values(p, 1), values(p, 2)
-        channels, length = d[0], d[16]
+        positions, terms, out = i32(p, 0), values(p, 1), values(p, 2)
+        channels, length = d[0], d[16 + target]
         for unit in range(begin, end):
-            i0, i1, i2 = split(d, 0, unit)
+            i0, i1, i2 = split(d, target, unit)
             (a0, b0), (a1, b1), (a2, b2) = reach(d, 0, i0), reach(d, 1, i1), reach(d, 2, i2)
             for i3 in range(length):
-                target = (unit * length + i3) * channels
-                for c in range(channels):
-                    out[target + c] = zero
+                here = unit * length + i3
+                total = at(out, here * channels)
+                fill(total, nothing, channels)
                 a3, b3 = reach(d, 3, i3)
                 for j0 in range(a0, b0):
                     for j1 in range(a1, b1):
                         for j2 in range(a2, b2):
                             for j3 in range(a3, b3):
-                                at = place(d, 1, j0, j1, j2, j3) * channels
-                                code = np.int32(place(d, 2, i0 - j0 * d[4] + d[5], i1 - j1 * d[9] + d[10],
-                                                       i2 - j2 * d[14] + d[15], i3 - j3 * d[19] + d[20]))
-                                for c in range(channels):
-                                    out[target + c] += ct[at + c] if positions[at + c] == code else zero
+                                there = place(d, source, j0, j1, j2, j3)
+                                codes = at(positions, (here if forward else there) * channels)
+                                (n0, m0), (n1, m1), (n2, m2), (n3, m3) = (
+                                    ((j0, i0), (j1, i1), (j2, i2), (j3, i3)) if forward
+                                    else ((i0, j0), (i1, j1), (i2, j2), (i3, j3)))
+                                code = place(d, 2, n0 - m0 * d[4] + d[5], n1 - m1 * d[9] + d[10],
+                                             n2 - m2 * d[14] + d[15], n3 - m3 * d[19] + d[20])
+                                choose(total, at(terms, there * channels), codes, np.int32(code), channels)
 
     return kernel
 
 
-def _extreme(x: View, y: View, out: View, kind: str, result: str, dims: tuple[int, ...], name: str) -> Step:
+def _positions(x: View, out: View, kind: str, dims: tuple[int, ...], name: str) -> Step:
     units = _units(dims, 1)
     best = contiguous(x.dtype, (units, dims[0]), f"{name} best")
-    return Step(_import("make_extreme", kind, element_name(x.dtype), result), (x, y, best, out), (2, 3), dims, units,
-                name=name, nbytes=x.size * x.dtype.itemsize + out.size * out.dtype.itemsize)
+    text = kernel_of("window", "make_positions", kind, element_name(x.dtype), host().vector_bytes)
+    return Step(text, (x, best, out), (1, 2), dims, units, name=name,
+                nbytes=x.size * x.dtype.itemsize + out.size * out.dtype.itemsize)
+
+
+def _reduce(x: View, out: View, kind: str, direction: str, dims: tuple[int, ...], name: str) -> Step:
+    text = kernel_of("window", "make_reduce", kind, element_name(x.dtype), direction, host().vector_bytes)
+    windows, which = (out, 1) if direction == "forward" else (x, 0)
+    size = math.prod(dims[3:3 + _AXES * _NUMBERS:_NUMBERS])
+    return Step(text, (x, out), (1,), dims, _units(dims, which), name=name, flops=windows.size * size,
+                nbytes=(x.size + out.size) * x.dtype.itemsize)
+
+
+def _chosen(positions: View, terms: View, out: View, kind: str, direction: str, dims: tuple[int, ...],
+            name: str) -> Step:
+    text = kernel_of("window", "make_chosen", kind, element_name(out.dtype), direction, host().vector_bytes)
+    return Step(text, (positions, terms, out), (2,), dims, _units(dims, 1 if direction == "forward" else 0), name=name,
+                nbytes=(terms.size + out.size) * out.dtype.itemsize + 4 * positions.size)
 
 
 def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], stride: Sequence[int],
@@ -280,10 +309,11 @@ def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], s
     size, stride, padding : one entry per axis of `x`; ``1, 1, (0, 0)`` where no window slides; see `fits`
     """
     dims = _canonical(x, size, stride, padding)
-    if kind != "sum":
-        return [_extreme(x, x if y is None else y, out, kind, "value", dims, f"window_{kind}")]
-    return [Step(_import("make_sum", element_name(x.dtype), "forward"), (x, out), (1,), dims, _units(dims, 1),
-                 name="window_sum", flops=out.size * math.prod(size), nbytes=(x.size + out.size) * x.dtype.itemsize)]
+    if kind == "sum" or y is None or y == x:
+        return [_reduce(x, out, kind, "forward", dims, f"window_{kind}")]
+    positions = contiguous(int32, out.shape, "window positions")
+    return [_positions(x, positions, kind, dims, f"window_{kind}_positions"),
+            _chosen(positions, y, out, kind, "forward", dims, f"window_{kind}")]
 
 
 def window_grad(x: View, ct: View, out: View, kind: str, size: Sequence[int], stride: Sequence[int],
@@ -298,15 +328,11 @@ def window_grad(x: View, ct: View, out: View, kind: str, size: Sequence[int], st
     kind, size, stride, padding : as in `window`
     """
     dims = _canonical(x, size, stride, padding)
-    element = element_name(ct.dtype)
-    nbytes = (ct.size + out.size) * ct.dtype.itemsize
     if kind == "sum":
-        return [Step(_import("make_sum", element, "adjoint"), (ct, out), (1,), dims, _units(dims, 0),
-                     name="window_sum_grad", flops=ct.size * math.prod(size), nbytes=nbytes)]
+        return [_reduce(ct, out, kind, "adjoint", dims, "window_sum_grad")]
     positions = contiguous(int32, ct.shape, "window positions")
-    return [_extreme(x, x, positions, kind, "position", dims, f"window_{kind}_positions"),
-            Step(_import("make_chosen", element), (positions, ct, out), (2,), dims, _units(dims, 0),
-                 name=f"window_{kind}_grad", nbytes=nbytes + positions.size * 4)]
+    return [_positions(x, positions, kind, dims, f"window_{kind}_positions"),
+            _chosen(positions, ct, out, kind, "adjoint", dims, f"window_{kind}_grad")]
 
 
 def argreduce(x: View, out: View, axis: int, kind: str) -> list[Step]:
@@ -323,11 +349,12 @@ def argreduce(x: View, out: View, axis: int, kind: str) -> list[Step]:
     if math.prod(x.shape[axis + 1:]) == 1:
         best = contiguous(x.dtype, (out.size, _LANES), f"arg{kind} best")
         places = contiguous(int32, (out.size, _LANES), f"arg{kind} places")
-        return [Step(_import("make_row_extreme", kind, element_name(x.dtype)), (x, best, places, out), (1, 2, 3),
-                     (count,), out.size, name=f"arg{kind}", nbytes=x.size * x.dtype.itemsize)]
+        text = kernel_of("window", "make_row_extreme", kind, element_name(x.dtype))
+        return [Step(text, (x, best, places, out), (1, 2, 3), (count,), out.size, name=f"arg{kind}",
+                     nbytes=x.size * x.dtype.itemsize)]
     size = tuple(extent if i == axis else 1 for i, extent in enumerate(x.shape))
     dims = _canonical(x, size, (1,) * len(size), ((0, 0),) * len(size))
-    return [_extreme(x, x, out, kind, "position", dims, f"arg{kind}")]
+    return [_positions(x, out, kind, dims, f"arg{kind}")]
 
 
 def make_cumsum(element: str, direction: str) -> Any:
@@ -368,6 +395,6 @@ def cumsum(x: View, out: View, axis: int, reverse: bool) -> list[Step]:
     """
     count, inner = x.shape[axis], math.prod(x.shape[axis + 1:])
     units = math.prod(x.shape[:axis]) * -(-inner // FEATURES) if x.size else 0
-    text = _import("make_cumsum", element_name(x.dtype), "backwards" if reverse else "forwards")
+    text = kernel_of("window", "make_cumsum", element_name(x.dtype), "backwards" if reverse else "forwards")
     return [Step(text, (x, out), (1,), (count, inner), units, name="cumsum", flops=x.size,
                  nbytes=2 * x.size * x.dtype.itemsize)]

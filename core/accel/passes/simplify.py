@@ -35,6 +35,7 @@ class _Simplifier(Staging):
         super().__init__()
         self._known: dict[Any, tuple[Array, ...]] = {}
         self.numbers: dict[Value, float] = {}
+        self._negated: dict[Value, Array] = {}
 
     def apply(self, op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array, ...]:
         if op.name == "call":
@@ -52,6 +53,10 @@ class _Simplifier(Staging):
         if op.name == "scatter_add" and self._number(inputs[0]) == 0 and params["axis"] == 0 and inputs[1].ndim == 1:
             rows = {"count": inputs[0].shape[0], "kind": "sum"}
             return (apply(TABLE["segment_reduce"], [inputs[2], inputs[1]], rows),)
+        if op.name == "segment_reduce" and params["kind"] == "sum" and self.value(inputs[0]) in self._negated:
+            # The negation of the sums joins the loop that reads them.
+            total = apply(op, [self._negated[self.value(inputs[0])], inputs[1]], params)
+            return (apply(TABLE["neg"], [total], {}),)
         if op.name == "reduce" and _is_long(inputs[0], params["axes"]):
             return (_two_stages(inputs[0], tuple(range(1, inputs[0].ndim)), (0,), params["kind"]),)
         if op.name == "reduce" and (columns := _scattered(inputs[0].shape, params["axes"])):
@@ -93,7 +98,9 @@ class _Simplifier(Staging):
         return None
 
     def _note(self, op: Op, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Carry what is known of numbers through views."""
+        """Carry what is known of numbers through views, and keep what has been negated."""
+        if op.name == "neg":
+            self._negated[self.value(outputs[0])] = inputs[0]
         if op.name in ("broadcast", "reshape", "transpose", "slice"):
             number = self._number(inputs[0])
             if number is not None:
