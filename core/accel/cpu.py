@@ -48,13 +48,13 @@ def _empty(shape: tuple[int, ...], storage: np.dtype[Any]) -> NDArray[Any]:
     return np.ndarray(shape, storage, raw.data, -_address(raw) % ALIGNMENT)
 
 
-def _references(arrays: Sequence[Any], number: int) -> int:
-    """How often an array of a list is known, views of it included."""
-    return sys.getrefcount(arrays[number])
+def _references(arrays: Sequence[NDArray[Any]], number: int) -> tuple[int, int]:
+    """How often an array of a list is known, and the memory that it shares with views of it."""
+    return sys.getrefcount(arrays[number]), sys.getrefcount(arrays[number].base)
 
 
-_UNSHARED = _references([object()], 0)
-"""For what nothing but the list knows."""
+_UNSHARED = _references([np.empty(2)[1:]], 0)
+"""For an array that nothing but the list knows."""
 
 
 class CpuExecutable:
@@ -116,7 +116,7 @@ class CpuExecutable:
             return fresh
 
     def _fresh(self) -> list[NDArray[Any]]:
-        """Arrays for results; large ones are those of the last call that nobody has any more, as new pages cost time."""
+        """Arrays for results; a large one that nobody has any more is used again, since new pages cost time."""
         for number, result in enumerate(self._results):
             if self._latest[number].nbytes < _LARGE or _references(self._latest, number) != _UNSHARED:
                 self._latest[number] = _empty(*result)
