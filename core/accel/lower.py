@@ -311,7 +311,7 @@ def _lower_sort(lowering: Lowering, equation: Equation) -> None:
 
 
 def _lower_window(lowering: Lowering, equation: Equation) -> None:
-    x, *of = (lowering.solid(value) for value in equation.inputs)
+    x, *of = (lowering.solid(value) for value in dict.fromkeys(equation.inputs))
     lowering.add(window.window(x, of[0] if of else None, lowering.fresh(equation.outputs[0]), **equation.params))
 
 

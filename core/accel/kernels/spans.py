@@ -8,6 +8,7 @@ Each function here makes a function for kernels, whose vectors have so many byte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,20 +44,23 @@ def copying(element: str, nbytes: int) -> Any:
     return _over_spans([element] * 2, None, nbytes, lambda builder, vectors, _: [vectors[1]])
 
 
-def combining(kind: str, element: str, nbytes: int) -> Any:
-    """``combine(target, a, b, count)``: the sum, difference, max or min (`kind`) of two spans; the target may be one.
+def combining(kind: str, element: str, nbytes: int, spans: int = 2) -> Any:
+    """``combine(target, a, b, count)``: the sum, difference, max or min (`kind`) of two spans, or of more from left to
+    right; the target may be one of them.
 
-    Max and min are not-a-number where either is.
+    Max and min are not-a-number where any is.
     """
-    def operation(builder: Any, vectors: Sequence[Any], _: Any) -> Sequence[Any]:
-        _, a, b = vectors
+    def combined(builder: Any, a: Any, b: Any) -> Any:
         if kind in _ARITHMETIC:
-            return [getattr(builder, _ARITHMETIC[kind][0 if _is_float(element) else 1])(a, b)]
+            return getattr(builder, _ARITHMETIC[kind][0 if _is_float(element) else 1])(a, b)
         name = f"llvm.{_EXTREMES[kind][0 if _is_float(element) else 1]}.v{a.type.count}{element}"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 2), name)
-        return [builder.call(function, [a, b])]
+        return builder.call(function, [a, b])
 
-    return _over_spans([element] * 3, None, nbytes, operation)
+    def operation(builder: Any, vectors: Sequence[Any], _: Any) -> Sequence[Any]:
+        return [functools.reduce(functools.partial(combined, builder), vectors[1:])]
+
+    return _over_spans([element] * (1 + spans), None, nbytes, operation)
 
 
 def improving(kind: str, element: str, nbytes: int) -> Any:

@@ -82,6 +82,12 @@ def _place(d: Any, which: int, i0: int, i1: int, i2: int, i3: int) -> int:
     return position
 
 
+def _code(d: Any, i0: int, i1: int, i2: int, i3: int, o0: int, o1: int, o2: int, o3: int) -> np.int32:
+    """Row-major position of an input in the window of an output."""
+    w0, w1, w2, w3 = o0 * d[4] - d[5], o1 * d[9] - d[10], o2 * d[14] - d[15], o3 * d[19] - d[20]
+    return np.int32((((i0 - w0) * d[8] + i1 - w1) * d[13] + i2 - w2) * d[18] + i3 - w3)
+
+
 def _split(d: Any, which: int, unit: int) -> tuple[int, int, int]:
     """Positions along the first three axes of a unit."""
     upper = unit // d[11 + which]
@@ -104,7 +110,7 @@ def make_reduce(kind: str, element: str, direction: str, nbytes: int) -> Any:
     values, at, nothing = getattr(pointer, element), simd.at, identity(kind, element)
     place, split = inlined(_place), inlined(_split)
     fill, copy = spans.filling(element, nbytes), spans.copying(element, nbytes)
-    combine = spans.combining(kind, element, nbytes)
+    combine, combine_three = spans.combining(kind, element, nbytes), spans.combining(kind, element, nbytes, 3)
     reach, source, target = (inlined(_forward), 0, 1) if direction == "forward" else (inlined(_adjoint), 1, 0)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -120,15 +126,17 @@ def make_reduce(kind: str, element: str, direction: str, nbytes: int) -> Any:
                 for j0 in range(a0, b0):
                     for j1 in range(a1, b1):
                         for j2 in range(a2, b2):
-                            row = place(d, source, j0, j1, j2, 0)
-                            for j3 in range(a3, b3):
+                            row, j3 = place(d, source, j0, j1, j2, 0), a3
+                            if terms == 0 and j3 < b3:
+                                so_far, j3 = at(x, (row + j3) * channels), j3 + 1
+                            while j3 < b3:
                                 term = at(x, (row + j3) * channels)
-                                if terms == 0:
-                                    so_far = term
+                                if j3 + 1 < b3:  # two at once, so that the total is stored half as often
+                                    combine_three(total, so_far, term, at(term, channels), channels)
                                 else:
                                     combine(total, so_far, term, channels)
-                                    so_far = total
-                                terms += 1
+                                so_far, j3 = total, j3 + 2
+                            terms += max(b3 - a3, 0)
                 if terms == 0:
                     fill(total, nothing, channels)
                 elif terms == 1:
@@ -241,7 +249,7 @@ def make_chosen(kind: str, element: str, direction: str, nbytes: int) -> Any:
     values, i32, at, forward = getattr(pointer, element), pointer.i32, simd.at, direction == "forward"
     reach, source, target = (inlined(_forward), 0, 1) if forward else (inlined(_adjoint), 1, 0)
     nothing = identity(kind, element) if forward else storage_type(element)(0)
-    place, split = inlined(_place), inlined(_split)
+    place, split, code_of = inlined(_place), inlined(_split), inlined(_code)
     fill, choose = spans.filling(element, nbytes), spans.choosing(element, not forward, nbytes)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -260,13 +268,12 @@ def make_chosen(kind: str, element: str, direction: str, nbytes: int) -> Any:
                         for j2 in range(a2, b2):
                             for j3 in range(a3, b3):
                                 there = place(d, source, j0, j1, j2, j3)
-                                codes = at(positions, (here if forward else there) * channels)
-                                (n0, m0), (n1, m1), (n2, m2), (n3, m3) = (
-                                    ((j0, i0), (j1, i1), (j2, i2), (j3, i3)) if forward
-                                    else ((i0, j0), (i1, j1), (i2, j2), (i3, j3)))
-                                code = place(d, 2, n0 - m0 * d[4] + d[5], n1 - m1 * d[9] + d[10],
-                                             n2 - m2 * d[14] + d[15], n3 - m3 * d[19] + d[20])
-                                choose(total, at(terms, there * channels), codes, np.int32(code), channels)
+                                if forward:
+                                    code, window = code_of(d, j0, j1, j2, j3, i0, i1, i2, i3), here
+                                else:
+                                    code, window = code_of(d, i0, i1, i2, i3, j0, j1, j2, j3), there
+                                choose(total, at(terms, there * channels), at(positions, window * channels), code,
+                                       channels)
 
     return kernel
 
@@ -309,7 +316,7 @@ def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], s
     size, stride, padding : one entry per axis of `x`; ``1, 1, (0, 0)`` where no window slides; see `fits`
     """
     dims = _canonical(x, size, stride, padding)
-    if kind == "sum" or y is None or y == x:
+    if kind == "sum" or y is None:
         return [_reduce(x, out, kind, "forward", dims, f"window_{kind}")]
     positions = contiguous(int32, out.shape, "window positions")
     return [_positions(x, positions, kind, dims, f"window_{kind}_positions"),
