@@ -89,6 +89,11 @@ def _features() -> frozenset[str]:
     return names
 
 
+def has_exponent_scaling() -> bool:
+    """Whether vectors of this machine have an instruction that multiplies by powers of two."""
+    return "avx512f" in _features()
+
+
 def _may_use_tiles() -> bool:
     """Ask Linux for the tile registers; it grants them to the whole process, its later threads and its forks."""
     request_permission, system_call, tile_data = 0x1023, 158, 18  # ARCH_REQ_XCOMP_PERM, arch_prctl, XTILEDATA

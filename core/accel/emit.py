@@ -20,7 +20,12 @@ _COLUMN_TERMS = 64
 """And sums of columns after this many, each in one accumulator."""
 _COLUMNS = 512
 """Columns that are reduced together, their sums in the first cache."""
+_STREAMED_TOGETHER = 1 << 10
+"""Elements that wait in the first cache to be stored past the caches."""
+_FETCHED = 1 << 12
+"""Elements of the next row that are fetched while this one is in the first cache."""
 _SIMD = "core.accel.simd"
+_STREAMING = "core.accel.streaming"
 _WIDTH = ("core.accel.vectorwidth", "widest_vectors")
 
 
@@ -42,6 +47,7 @@ class _Writer:
         self.classes = [stride_class(operand, position, nest) for position, operand in enumerate(nest.operands)]
         written = (position for position, operand in enumerate(nest.operands) if operand.role == "write")
         self.written = {position: number for number, position in enumerate(written)}
+        self.waiting: list[int] = []  # operands whose elements wait to be stored past the caches
         self.done: set[int] = set()
 
     def text(self) -> str:
@@ -53,6 +59,10 @@ class _Writer:
             self._rows()
         else:
             self._elements()
+        if (_STREAMING, "stream") in self.imports:
+            self.imports.add((_STREAMING, "finish_streams"))
+            self.indent = 1
+            self.line("finish_streams()")
         assert self.done == self.written.keys(), "an output of the nest is never written"
         pointers = {("core.accel.pointer", pointer_type(operand.view.dtype)) for operand in self.nest.operands
                     if operand.role != "index"}
@@ -97,8 +107,9 @@ class _Writer:
             before = f"m{level - 1} + " if level - 1 in self.reduced else ""
             self.line(f"m{level} = ({before}i{level}) * n{level + 1}")
 
-    def _index(self, position: int) -> str:
-        """Where the innermost loop finds an operand's element, or what follows the reduced loops its row's."""
+    def _index(self, position: int, place: str = "") -> str:
+        """Where the innermost loop finds an operand's element, at a place or where it is, or what follows the reduced
+        loops its row's."""
         kind, level = self.classes[position], self.last - 1
         if kind == "row":
             level = len(self.kept) - 1
@@ -107,7 +118,8 @@ class _Writer:
         base = f"b{position}_{level}" if level >= 0 else "0"
         if kind in ("row", "hoisted"):
             return base
-        step = f"i{self.last}" if kind == "unit" else f"i{self.last} * s{position}_{self.last}"
+        place = place or f"i{self.last}"
+        step = place if kind == "unit" else f"{place} * s{position}_{self.last}"
         return step if base == "0" else f"{base} + {step}"
 
     def _read(self, position: int, index: str) -> None:
@@ -126,19 +138,21 @@ class _Writer:
                 self._read(position, self._index(position))
 
     def _write(self, position: int, value: str) -> None:
-        self.imports.add((ALIAS, "store"))
         self.done.add(position)
         element = stored(value, self.nest.operands[position].view.dtype, self.imports)
-        self.line(f"store(a{position}, {self._index(position)}, {element}, {self.written[position]})")
+        if position in self.waiting:
+            self.line(f"w{position}[i{self.last} - block] = {element}")
+        else:
+            self.imports.add((ALIAS, "store"))
+            self.line(f"store(a{position}, {self._index(position)}, {element}, {self.written[position]})")
 
     def _state(self, statements: tuple[Statement, ...]) -> None:
         for statement in statements:
             self.line(f"{statement.result} = {statement.expression}")
 
-    def _array(self, name: str, dtype: DType, count: int) -> None:
+    def _array(self, name: str, element: str, count: int) -> None:
         """Declare an array on the thread's stack."""
         self.imports.add((_SIMD, "stack"))
-        element = {"bool": "uint8", "bfloat16": "float32"}.get(dtype.name, dtype.name)
         self.arrays.append(f"{name}_array = stack(types.{element}, {count})")
         self.line(f"{name} = {name}_array()")
 
@@ -149,7 +163,9 @@ class _Writer:
         for level in range(self.last):
             self._open(level, "" if level else "begin, end")
         self._read_all(only.reads, "hoisted")
-        self.line(f"for i{self.last} in range({f'n{self.last}' if self.last else 'begin, end'}):")
+        outside = self.indent
+        bounds = self._begin_blocks(only, *(("0", f"n{self.last}") if self.last else ("begin", "end")))
+        self.line(f"for i{self.last} in range({bounds}):")
         self.indent += 1
         self._element(only)
         for number in only.reductions:  # over axes of extent 1
@@ -157,6 +173,29 @@ class _Writer:
             self.line(f"{reduction.result} = {reduction.value}")
         for position in only.row_writes:
             self._write(position, self.nest.operands[position].name)
+        self._end_blocks(outside)
+
+    def _begin_blocks(self, part: Pass, first: str, stop: str) -> str:
+        """Begin a loop over blocks of the innermost one if a pass streams; gives the bounds of the innermost loop."""
+        if not any(statement.slow for statement in part.statements):
+            self.waiting = list(filter(self.nest.streams, part.writes))
+        if not self.waiting:
+            return f"{first}, {stop}"
+        for position in self.waiting:
+            self._array(f"w{position}", self.nest.operands[position].view.dtype.storage.name, _STREAMED_TOGETHER)
+        self.line(f"for block in range({first}, {stop}, {_STREAMED_TOGETHER}):")
+        self.indent += 1
+        self.line(f"stop = min(block + {_STREAMED_TOGETHER}, {stop})")
+        return "block, stop"
+
+    def _end_blocks(self, outside: int) -> None:
+        """Store what has waited."""
+        if self.waiting:
+            self.imports.add((_STREAMING, "stream"))
+            self.indent = outside + 1
+        for position in self.waiting:
+            self.line(f"stream(a{position}, {self._index(position, 'block')}, w{position}, stop - block)")
+        self.waiting = []
 
     def _element(self, part: Pass) -> None:
         """What a pass does for one element, reductions aside."""
@@ -177,7 +216,7 @@ class _Writer:
     def _rows(self) -> None:
         for statement in self.nest.statements:
             if statement.result in self.nest.kept:
-                self._array(f"k_{statement.result}", statement.dtype, ROW_BUFFER)
+                self._array(f"k_{statement.result}", _kept_type(statement.dtype), ROW_BUFFER)
         if self.kept:
             for level in self.kept:
                 self._open(level, "" if level else "begin, end")
@@ -187,8 +226,21 @@ class _Writer:
         self._read_all(tuple(range(len(self.classes))), "row")
         self._end_rows(row_statements(self.nest, -1), row_writes(self.nest, -1))
         for part in self.passes:
+            if part is self.passes[-1] is not self.passes[0]:
+                self._fetch_next_row()
             self._pass(part)
             self._end_rows(part.row_statements, part.row_writes)
+
+    def _fetch_next_row(self) -> None:
+        """Let the next row come from memory while the last pass over this one computes: the first pass only reads."""
+        if len(self.reduced) > 1 or not self.kept:
+            return
+        level = self.kept[-1]
+        for position in self.passes[0].reads:
+            if self.classes[position] == "unit" and self.nest.loops[level].strides[position]:
+                self.imports.add((_STREAMING, "fetch"))
+                begin = f"b{position}_{level} + s{position}_{level}"
+                self.line(f"fetch(a{position}, {begin}, min(n{self.last}, {_FETCHED}))")
 
     def _end_rows(self, statements: tuple[Statement, ...], writes: tuple[int, ...]) -> None:
         """What happens once a row."""
@@ -207,8 +259,10 @@ class _Writer:
         self._read_all(part.reads, "hoisted")
         if any(map(_is_wide, chosen.values())):
             self._blocks(part, chosen)
-        else:
+        elif chosen:
             self._accumulate(part, chosen, "r", f"n{self.last}")
+        else:
+            self._elements_of_row(part)
         self.indent = inside
         for number, reduction in chosen.items():
             self.line(f"{reduction.result} = " + (f"np.float32(r{number})" if _is_wide(reduction) else f"r{number}"))
@@ -221,6 +275,13 @@ class _Writer:
             total = combined(f"{name}{number}", reduction.value, reduction.kind, reduction.dtype, self.imports, True)
             self.line(f"{name}{number} = {total}")
         self.indent -= 1
+
+    def _elements_of_row(self, part: Pass) -> None:
+        outside = self.indent
+        self.line(f"for i{self.last} in range({self._begin_blocks(part, '0', f'n{self.last}')}):")
+        self.indent += 1
+        self._element(part)
+        self._end_blocks(outside)
 
     def _blocks(self, part: Pass, chosen: dict[int, Reduction]) -> None:
         """The innermost loop in blocks, whose float32 sums are added up in float64."""
@@ -237,9 +298,9 @@ class _Writer:
     def _columns(self) -> None:
         (only,) = self.passes
         for number, reduction in enumerate(self.nest.reductions):
-            self._array(f"q{number}", reduction.dtype, _COLUMNS)
+            self._array(f"q{number}", _kept_type(reduction.dtype), _COLUMNS)
             if _is_wide(reduction):
-                self._array(f"w{number}", dtypes.float64, _COLUMNS)
+                self._array(f"w{number}", "float64", _COLUMNS)
         outer = [level for level in self.kept if level != self.last]
         for level in outer:
             self._open(level, "" if level else "begin, end")
@@ -306,6 +367,11 @@ class _Writer:
 
     def _set_column(self, name: str, value: str, dtype: DType) -> None:
         self.line(f"{name}[i{self.last} - first] = {f'np.uint8({value})' if dtype is dtypes.bool_ else value}")
+
+
+def _kept_type(dtype: DType) -> str:
+    """The type in which a kernel keeps values on its stack."""
+    return {"bool": "uint8", "bfloat16": "float32"}.get(dtype.name, dtype.name)
 
 
 def _is_wide(reduction: Reduction) -> bool:

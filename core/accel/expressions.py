@@ -14,14 +14,16 @@ from core.engine.ops.reduce import identity as identity_element
 
 SCALAR = "core.accel.kernels.scalar"
 ALIAS = "core.accel.alias"
-_MATH = {"exp", "log", "log1p", "sqrt", "tanh", "logistic", "erf", "sin", "floor", "round", "pow"}
+SLOW = {"exp", "log", "log1p", "tanh", "logistic", "erf", "sin", "pow", "random_bits"}
+"""Ops that take longer than to move their operands from and to memory."""
+_MATH = {"sqrt", "floor", "round"} | SLOW - {"random_bits"}
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _PLAIN = {"neg": "-{0}", "abs": "abs({0})", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}",
           "div": "{0} / {1}", "and": "{0} & {1}", "or": "{0} | {1}", "not": "not {0}",
           "select": "{1} if {0} else {2}",
           "random_bits": "threefry_u32({0}, {1}, np.uint32({2}), np.uint32({2} >> 32))"}
 _RANDOM = ("core.accel.kernels.random", "threefry_u32")
-COSTLY = _MATH - {"floor", "round"} | {"div", "random_bits"}
+COSTLY = SLOW | {"sqrt", "div"}
 """Ops that take longer than to keep their result in the first cache and fetch it from there."""
 
 Imports = set[tuple[str, str]]

@@ -13,6 +13,9 @@ from core.accel.step import View
 from core.engine.dtypes import DType
 
 _UNROLLED = 32
+_STREAMED_RUN = 256
+"""Elements of an innermost loop from which on what it writes is mostly whole lines of the cache."""
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -24,11 +27,13 @@ class Operand:
     view : how it lies in memory, over the iteration shape
     role : ``read``, ``write``, or ``index`` (no memory: the element is the offset plus the sum of position times
         stride)
+    streamed : it is best written past the caches, see `Nest.streams`
     """
 
     name: str
     view: View
     role: str
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Statement:
     stage : the pass over a row in which it happens
     per_row : it happens once a row, at the end of its pass, or before the first one in stage -1
     costly : its result is better kept than computed again
+    slow : it takes longer than memory does, which then has time for plain stores
     """
 
     result: str
@@ -50,6 +56,7 @@ class Statement:
     stage: int = 0
     per_row: bool = False
     costly: bool = False
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,12 @@ class Nest:
         """Extent of an innermost loop that is too short for vectors unless the text names it, or 0."""
         extent = self.loops[-1].extent
         return extent if extent <= _UNROLLED and [loop.reduced for loop in self.loops][-2:] == [True, True] else 0
+
+    def streams(self, position: int) -> bool:
+        """Whether an operand is written past the caches: the innermost loop writes many neighbours."""
+        operand = self.operands[position]
+        return (operand.streamed and self.loops[-1].extent >= _STREAMED_RUN
+                and stride_class(operand, position, self) == "unit")
 
     @property
     def reduces_columns(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from core.accel import emit
-from core.accel.expressions import COSTLY, Imports, expression
+from core.accel.expressions import COSTLY, SLOW, Imports, expression
 from core.accel.loopir import Nest, Operand, Reduction, Statement, dims, normal_loops, units
 from core.accel.passes.fuse import Node, is_rowwise
 from core.accel.stages import choose_kept
@@ -44,6 +44,8 @@ class Values(Protocol):
 
     def is_wanted(self, value: Value, node: Node) -> bool: ...
 
+    def is_streamed(self, value: Value, node: Node) -> bool: ...
+
 
 class NestOfNode:
     """Operands, statements and reductions of a node over an iteration shape, as they grow."""
@@ -73,10 +75,12 @@ class NestOfNode:
             text = expression(equation.op.name, arguments, [given.aval.dtype for given in equation.inputs],
                               value.aval.dtype, equation.params, self.imports)
             self.statements.append(Statement(name, text, value.aval.dtype, tuple(arguments), stage, per_row,
-                                             equation.op.name in COSTLY))
+                                             equation.op.name in COSTLY, equation.op.name in SLOW))
         if self.values.is_wanted(value, self.node):
             of_row = per_row or equation.op.name == "reduce"
-            self.writes.append(Operand(name, self._over_node(self.values.fresh(value), of_row), "write"))
+            view = self.values.fresh(value)
+            streamed = self.values.is_streamed(value, self.node)
+            self.writes.append(Operand(name, self._over_node(view, of_row), "write", streamed))
 
     def _argument(self, value: Value, per_row: bool) -> str:
         source = self.values.source(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.accel.chips import host
 from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import conv as conv_kernels
 from core.accel.kernels import gemm, index, narrow, segment, window
@@ -43,6 +44,8 @@ class HostStep:
 
 
 AnyStep = Step | HostStep
+_CACHED_RESULTS = 8
+"""Results larger together than so many second caches are not in any cache when somebody reads them."""
 
 
 class Lowering:
@@ -70,6 +73,8 @@ class Lowering:
         self._links: dict[tuple[Value, int], segment.Links] = {}
         # Gathers wait for who reads them first: two that are added or subtracted are read where they come from.
         self.waiting: dict[Value, Equation] = {}
+        results = sum(value.aval.size * value.aval.dtype.itemsize for value in self._outputs)
+        self._results_fill_caches = results >= _CACHED_RESULTS * host().second_cache
         for value in (*graph.inputs, *graph.constants):
             self.views[value] = contiguous(value.aval.dtype, value.aval.shape)
 
@@ -154,8 +159,14 @@ class Lowering:
 
     def is_wanted(self, value: Value, node: Node) -> bool:
         """Whether anything outside a loop node reads a value, straight or through views."""
-        if value in self._outputs:
-            return True
+        return value in self._outputs or self._is_read(value, node)
+
+    def is_streamed(self, value: Value, node: Node) -> bool:
+        """Whether a value that a loop node writes will have left the caches before it is read."""
+        return self._results_fill_caches and not self._is_read(value, node)
+
+    def _is_read(self, value: Value, node: Node) -> bool:
+        """Whether a step outside a loop node reads a value, straight or through views."""
         return any(self.is_wanted(user.outputs[0], node) if user.op.name in VIEWS else self._home.get(user) is not node
                    for user in self._users.get(value, ()))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from core.accel.lower import AnyStep, HostStep, Lowering
 from core.accel.passes.fuse import fuse
 from core.accel.passes.memory import aligned, lifetimes, place
+from core.accel.passes.recompute import recompute
 from core.accel.passes.simplify import simplify
 from core.accel.step import Buffer, Step, View, contiguous
 from core.engine.backends import Options, Report
@@ -52,6 +53,9 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
     graph = simplify(graph)
     graph.check()
     nodes = fuse(graph)
+    again = recompute(graph, nodes)
+    if again is not graph:
+        graph, nodes = again, fuse(again)
     lowering = Lowering(graph, nodes)
     for node in nodes:
         lowering.lower(node)

@@ -148,12 +148,12 @@ class Adam:
         """New parameters and state; arguments as in `SGD.update`."""
         step, rate = state.step + 1, as_array(rate)
         size = rate / _one_minus_power(self.beta1, step.astype(rate.dtype))
-        spread = sqrt(_one_minus_power(self.beta2, step.astype(rate.dtype)))
+        per_spread = 1.0 / sqrt(_one_minus_power(self.beta2, step.astype(rate.dtype)))
 
         def rule(parameter: Array, gradient: Array, mean: Array, square: Array) -> tuple[Array, ...]:
             mean = mean * self.beta1 + gradient * (1.0 - self.beta1)
             square = square * self.beta2 + gradient * gradient * (1.0 - self.beta2)
-            root = sqrt(square) / _like(spread, parameter) + self.epsilon
+            root = sqrt(square) * _like(per_spread, parameter) + self.epsilon
             return self._decayed(parameter, rate) - _like(size, parameter) * mean / root, mean, square
 
         new, mean, square = _each_float(rule, parameters, gradients, state.mean, state.square)

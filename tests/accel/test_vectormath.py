@@ -120,3 +120,21 @@ def test_loop_is_vectorised_and_calls_nothing(name):
     native = assembly[:assembly.index(".Lfunc_end0")]  # the function itself comes before its wrappers
     assert re.search(r"\tv?(mul|fn?m\w+|sqrt|round|rndscale)p[sd]\t", native)  # packed, not scalar, arithmetic
     assert "\tcall" not in native
+
+
+@pytest.mark.parametrize("name", ("_ldexp", "_ldexp_in_two"))
+def test_scaling_by_powers_of_two_rounds_once(name):
+    """Processors with an instruction for it and those without give the same bits, subnormal results included."""
+    scale = getattr(vectormath, name)
+
+    @njit(fastmath={"contract", "nsz"}, error_model="numpy")
+    def apply(m, n, out):
+        for i in range(m.size):
+            out[i] = scale(m[i], n[i])
+
+    rng = np.random.default_rng(0)
+    m, n = rng.uniform(0.7, 1.42, 100_000).astype(np.float32), rng.integers(-150, 129, 100_000).astype(np.int32)
+    out = np.zeros_like(m)
+    apply(m, n, out)
+    with np.errstate(over="ignore", under="ignore"):
+        assert out.tobytes() == np.ldexp(m, n).tobytes()

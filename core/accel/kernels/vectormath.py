@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+
+from core.accel.chips import has_exponent_scaling
+from core.accel.pointer import intrinsic
 
 inlined = njit(fastmath={"contract", "nsz"}, error_model="numpy", forceinline=True)
 """Decorator of functions that become part of the loop that calls them."""
@@ -75,7 +77,7 @@ _ROUND_F32, _ROUND_BITS_F32 = Float32(1.5 * 2**23), np.int32(0x4B400000)
 _ROUND_F64, _ROUND_BITS_F64 = 1.5 * 2**52, np.int64(0x4338000000000000)
 
 _E2, _E3, _E4, _E5, _E6 = (Float32(c) for c in (
-    0.5, 0.16666515171527863, 0.04166637733578682, 0.008369393646717072, 0.0013942922232672572))
+    0.4999999403953552, 0.1666651964187622, 0.04166839271783829, 0.008368780836462975, 0.0013814467238262296))
 _L3, _L4, _L5, _L6, _L7, _L8, _L9, _L10, _L11 = (Float32(c) for c in (
     0.3333331346511841, -0.25000008940696716, 0.2000207155942917, -0.16667990386486053, 0.14220362901687622,
     -0.12406207621097565, 0.11883470416069031, -0.11670192331075668, 0.06749556213617325))
@@ -84,13 +86,39 @@ _T3, _T5, _T7, _T9, _T11 = (Float32(c) for c in (
 
 
 @inlined
-def _exp_parts(x: Float32) -> tuple[Float32, np.int32]:
-    """(m, n) with exp(x) = m * 2^n, for -104 <= x <= 89."""
+def _exp_parts(x: Float32) -> tuple[Float32, Float32]:
+    """(m, s) with exp(x) = m * 2^n, for -104 <= x <= 89, where s is n and `_ROUND_F32` in one."""
     shifted = x * _LOG2_E + _ROUND_F32
     n = shifted - _ROUND_F32
     r = x - n * _LN2_HIGH - n * _LN2_LOW
-    series = _E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))
-    return _ONE + (r + r * r * series), np.int32(bits_of_f32(shifted) - _ROUND_BITS_F32)
+    return _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6))))), shifted
+
+
+@inlined
+def _times_power(m: Float32, shifted: Float32) -> Float32:
+    """m * 2^n of such parts, where the result is normal: n is added to the exponent, and the rest of s shifted out."""
+    power: Float32 = f32_of_bits(np.int32(bits_of_f32(m) + np.int32(bits_of_f32(shifted) << np.int32(23))))
+    return power
+
+
+@intrinsic
+def _ldexp(typing_context: Any, m: Any, n: Any) -> Any:
+    """m * 2^n, rounded once."""
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(arguments[0].type, [argument.type for argument in arguments])
+        return builder.call(builder.module.declare_intrinsic("llvm.ldexp.f32.i32", (), kind), arguments)
+
+    return types.float32(types.float32, types.int32), codegen
+
+
+@inlined
+def _ldexp_in_two(m: Float32, n: np.int32) -> Float32:
+    """The same by two factors: the result may be subnormal, the factors are not."""
+    half = np.int32(n >> np.int32(1))
+    return m * _power_of_two(half) * _power_of_two(np.int32(n - half))
+
+
+_scaled = _ldexp if has_exponent_scaling() else _ldexp_in_two
 
 
 @inlined
@@ -105,9 +133,8 @@ def exp_f32(x: Float32) -> Float32:
     """e^x."""
     x = Float32(89) if x > Float32(89) else x
     x = Float32(-104) if x < Float32(-104) else x
-    m, n = _exp_parts(x)
-    half = np.int32(n >> np.int32(1))  # two factors: the result may be subnormal, the factors are not
-    return m * _power_of_two(half) * _power_of_two(np.int32(n - half))
+    m, shifted = _exp_parts(x)
+    return _scaled(m, np.int32(bits_of_f32(shifted) - _ROUND_BITS_F32))
 
 
 @inlined
@@ -154,15 +181,26 @@ def log1p_f32(x: Float32) -> Float32:
     return _log_at_limits(total, _log_of_parts(e, f, lost / total))
 
 
+@intrinsic
+def _with_sign(typing_context: Any, size: Any, sign: Any) -> Any:
+    """The size of one number with the sign of another."""
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = arguments[0].type
+        function = builder.module.declare_intrinsic("llvm.copysign", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, arguments)
+
+    return types.float32(types.float32, types.float32), codegen
+
+
 @inlined
 def tanh_f32(x: Float32) -> Float32:
     """Hyperbolic tangent: an odd polynomial near zero, 1 - 2 / (exp(2|x|) + 1) elsewhere."""
     square = x * x
     near = x + x * square * (_T3 + square * (_T5 + square * (_T7 + square * (_T9 + square * _T11))))
     size = _abs_f32(x)
-    m, n = _exp_parts(_TWO * (Float32(10) if size > Float32(10) else size))
-    far = _ONE - _TWO / (m * _power_of_two(n) + _ONE)
-    return near if size < Float32(0.625) else (-far if x < _ZERO else far)
+    m, shifted = _exp_parts(_TWO * (Float32(10) if size > Float32(10) else size))
+    far = _ONE - _TWO / (_times_power(m, shifted) + _ONE)
+    return _with_sign(far, x) if size >= Float32(0.625) else near  # NaN is near: its bits would not survive as a power
 
 
 @inlined
@@ -176,24 +214,28 @@ def logistic_f32(x: Float32) -> Float32:
     return y - y * inverse * lost  # y * total / (total + lost), to first order
 
 
-_F1, _F3, _F5, _F7, _F9, _F11, _F13 = (Float32(c) for c in (
-    0.12837916612625122, -0.3761262893676758, 0.11283625662326813, -0.026855727657675743, 0.005192376673221588,
-    -0.0008049147436395288, 7.992516475496814e-05))
-_C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (Float32(c) for c in (
-    0.00017324122018180788, -1.129508137702942, -0.6333603262901306, -0.10826567560434341, 0.02511034533381462,
-    -0.004167709033936262, 0.00043379119597375393, -2.103892620652914e-05))
+_F1, _F3, _F5, _F7, _F9, _F11 = (Float32(c) for c in (
+    0.12837915122509003, -0.3761249780654907, 0.11281845718622208, -0.026767713949084282, 0.004994821734726429,
+    -0.0005999364075250924))
+_C0, _C1, _C2, _C3, _C4, _C5, _C6 = (Float32(c) for c in (
+    -0.0002822762471623719, -1.62689208984375, -0.9192594885826111, -0.14994174242019653, 0.03206673637032509,
+    -0.004390452057123184, 0.0002826794807333499))
+_Q1, _Q2, _Q3, _Q4, _Q5 = (Float32(c) for c in (
+    0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472731307149))
 
 
 @inlined
 def erf_f32(x: Float32) -> Float32:
-    """Error function: an odd polynomial near zero, 1 - exp(polynomial) elsewhere."""
+    """Error function: an odd polynomial near zero, 1 - 2^polynomial elsewhere, where the power is below 1/4."""
     u = x * x
-    near = x + x * (_F1 + u * (_F3 + u * (_F5 + u * (_F7 + u * (_F9 + u * (_F11 + u * _F13))))))
+    near = x + x * (_F1 + u * (_F3 + u * (_F5 + u * (_F7 + u * (_F9 + u * _F11)))))
     size = _abs_f32(x)
     t = Float32(3.93) if size > Float32(3.93) else size  # erf rounds to 1 from here on
-    m, n = _exp_parts(_C0 + t * (_C1 + t * (_C2 + t * (_C3 + t * (_C4 + t * (_C5 + t * (_C6 + t * _C7)))))))
-    far = _ONE - m * _power_of_two(n)
-    return near if size < Float32(0.92) else (-far if x < _ZERO else far)
+    y = _C0 + t * (_C1 + t * (_C2 + t * (_C3 + t * (_C4 + t * (_C5 + t * _C6)))))
+    shifted = y + _ROUND_F32
+    r = y - (shifted - _ROUND_F32)
+    far = _ONE - _times_power(_ONE + r * (_Q1 + r * (_Q2 + r * (_Q3 + r * (_Q4 + r * _Q5)))), shifted)
+    return _with_sign(far, x) if size >= Float32(0.92) else near
 
 
 def _inverse_pi(bits: int) -> Fraction:

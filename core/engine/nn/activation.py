@@ -64,7 +64,7 @@ def negative_magnitude(x: Array) -> Array:
 def softmax(x: Array, axis: int = -1) -> Array:
     """exp(x) normalised to sum 1 along an axis."""
     weights = exp(_shifted(x, axis))
-    return weights / sum_(weights, axis, keepdims=True)
+    return weights * (1.0 / sum_(weights, axis, keepdims=True))
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:

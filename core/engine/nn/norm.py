@@ -117,4 +117,4 @@ class GroupNorm(Module):
 def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     centred = x - x.mean(axes, keepdims=True)
     variance = (centred * centred).mean(axes, keepdims=True)
-    return centred / sqrt(variance + epsilon)
+    return centred * (1.0 / sqrt(variance + epsilon))
