@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, starmap
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from core.accel import compilers, threads
 from core.accel.lower import AnyStep, HostStep
 from core.accel.passes.memory import ALIGNMENT
 from core.accel.plan import ARENA, FIRST_INPUT, KEPT, Plan, make_plan
-from core.accel.step import Step, View
+from core.accel.step import Repeat, View
 from core.accel.walker import PlanTable, bases
 from core.engine.backends import Options
 from core.engine.graph import Graph
@@ -68,8 +68,7 @@ class CpuExecutable:
         self._arena, self._kept = _allocate(self._plan.arena), _allocate(self._plan.kept)
         for offset, image in self._plan.constants:
             self._kept[offset:offset + image.size] = image
-        compilers.compile_missing(step.kernel for step in (*self._plan.prologue, *self._plan.body)
-                                  if isinstance(step, Step))
+        compilers.compile_missing(_kernels((*self._plan.prologue, *self._plan.body)))
         self._prologue = self._segments(self._plan.prologue)
         self._body = self._segments(self._plan.body)
         self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
@@ -92,7 +91,8 @@ class CpuExecutable:
             if on_host:
                 segments += [step for step in group if isinstance(step, HostStep)]
             else:
-                segments.append(PlanTable.build([step for step in group if isinstance(step, Step)], self._plan.base_of))
+                compiled = [step for step in group if not isinstance(step, HostStep)]
+                segments.append(PlanTable.build(compiled, self._plan.base_of))
         return segments
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -164,6 +164,15 @@ class CpuExecutable:
 _DATA = object.__basicsize__
 """Where an array object keeps the address of its elements (numpy's C interface, PyArrayObject_fields)."""
 _word_at = ctypes.c_size_t.from_address
+
+
+def _kernels(steps: Sequence[AnyStep]) -> Iterator[str]:
+    """Texts of the kernels of some steps."""
+    for step in steps:
+        if isinstance(step, Repeat):
+            yield from _kernels((*step.start, *step.steps))
+        elif not isinstance(step, HostStep):
+            yield step.kernel
 
 
 def _address(array: NDArray[Any]) -> int:

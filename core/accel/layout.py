@@ -16,7 +16,20 @@ PIECES = 6
 """Pieces per thread of a parallel step; 0 means that thread 0 does the step alone."""
 ENDS_SERIAL_RUN = 7
 """1 in the last of consecutive serial steps: the other threads wait for this one only."""
-STEP_WORDS = 8
+TIMES = 8
+"""How often the steps up to this one run, in the last step of a repeat; 0 in any other."""
+BACK = 9
+"""Steps from the last of a repeat back to its first."""
+STEP_WORDS = 10
+
+# A row of the operands.
+BASE = 0
+OFFSET = 1
+ADVANCE = 2
+"""Bytes from one time of a repeat to the next."""
+SWING = 3
+"""Bytes between the even times and the odd ones."""
+OPERAND_WORDS = 4
 
 MAXIMUM_OPERANDS = 128
 

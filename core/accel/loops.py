@@ -120,7 +120,8 @@ class NestOfNode:
     def _random_arguments(self, equation: Equation, per_row: bool) -> list[str]:
         key, shape = self.values.memory(equation.inputs[0]), equation.outputs[0].aval.shape
         nothing = (0,) * len(shape)
-        words = [View(key.buffer, key.dtype, shape, nothing, key.offset + word * key.strides[0]) for word in (0, 1)]
+        words = [replace(key, shape=shape, strides=nothing, offset=key.offset + word * key.strides[0])
+                 for word in (0, 1)]
         return [self._element(view, per_row) for view in (*words, View(INDEX, dtypes.int64, shape, row_major(shape)))]
 
 
@@ -180,6 +181,12 @@ def _split_axis(view: View, axis: int, parts: int) -> View:
     length, stride = view.shape[axis] // parts, view.strides[axis]
     return replace(view, shape=(*view.shape[:axis], parts, length, *view.shape[axis + 1:]),
                    strides=(*view.strides[:axis], stride * length, stride, *view.strides[axis + 1:]))
+
+
+def copy_step(view: View, out: View) -> Step:
+    """The step that copies one view to another of the same shape."""
+    role = "index" if view.buffer is INDEX else "read"
+    return loop_step("copy", view.shape, (), [Operand("x", view, role), Operand("x", out, "write")])
 
 
 def loop_step(name: str, shape: tuple[int, ...], axes: tuple[int, ...], operands: Sequence[Operand],

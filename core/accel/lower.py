@@ -16,10 +16,10 @@ from core.accel.chips import host
 from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import conv as conv_kernels
 from core.accel.kernels import gemm, index, narrow, segment, window
-from core.accel.loopir import Operand
-from core.accel.loops import loop_step, steps_of_node
-from core.accel.passes.fuse import Node
-from core.accel.step import Epilogue, Step, View, contiguous, row_major
+from core.accel.loops import copy_step, steps_of_node
+from core.accel.passes.fuse import Node, fuse
+from core.accel.scans import scan_steps
+from core.accel.step import Epilogue, Repeat, Step, View, contiguous, row_major
 from core.accel.views import INDEX, VIEWS, iota, look, reshaped_strides
 from core.engine import dtypes
 from core.engine.dtypes import DType
@@ -43,7 +43,7 @@ class HostStep:
         return tuple(range(len(self.inputs), len(self.inputs) + len(self.outputs)))
 
 
-AnyStep = Step | HostStep
+AnyStep = Step | HostStep | Repeat
 _CACHED_RESULTS = 8
 """Results larger together than so many second caches are not in any cache when somebody reads them."""
 
@@ -57,16 +57,19 @@ class Lowering:
     steps : so far
     layers : layer path of each step
     constants : of the graph
+    homes : where values must lie, each row-major, that would else get new memory
     """
 
     def __init__(self, graph: Graph, nodes: Sequence[Node]) -> None:
         self.views: dict[Value, View] = {}
+        self.homes: dict[Value, View] = {}
         self.steps: list[AnyStep] = []
         self.layers: list[str] = []
         self._layer = ""
         self._view_equations = {equation.outputs[0]: equation for equation in graph.equations
                                 if equation.op.name in VIEWS}
         self._home = {equation: node for node in nodes for equation in node.equations}
+        self._node_of = {value: node for equation, node in self._home.items() for value in equation.outputs}
         self._users = graph.users()
         self.constants = graph.constants
         self._outputs = set(graph.outputs)
@@ -90,7 +93,7 @@ class Lowering:
             return
         equation = node.equations[0]
         name, epilogue = equation.op.name, ElementwiseEpilogue.of(self, node)
-        if not _has_kernel(equation):
+        if not has_kernel(equation):
             self._lower_to_host(equation, epilogue)
         elif name in PRODUCT_KERNELS:
             PRODUCT_KERNELS[name](self, equation, epilogue)
@@ -120,16 +123,27 @@ class Lowering:
         return view if view.is_contiguous and view.buffer is not INDEX else self.copy(view)
 
     def fresh(self, value: Value) -> View:
-        """A row-major view of new memory for a value."""
-        view = contiguous(value.aval.dtype, value.aval.shape)
+        """A row-major view of new memory, or of the home that waits for it, for a value."""
+        view = self.homes.get(value) or self._joined_part(value) or contiguous(value.aval.dtype, value.aval.shape)
         self.views[value] = view
         return view
+
+    def _joined_part(self, value: Value) -> View | None:
+        """The part of a join that a loop may fill, if nothing else reads the value."""
+        users, node = self._users.get(value, []), self._node_of.get(value)
+        if value in self._outputs or [user.op.name for user in users] != ["concat"]:
+            return None
+        join, axis = users[0], users[0].params["axis"]
+        if node is None or node.shape != value.aval.shape or join.inputs.count(value) != 1:
+            return None
+        whole = self.views.get(join.outputs[0]) or self.fresh(join.outputs[0])
+        begin = sum(part.aval.shape[axis] for part in join.inputs[:join.inputs.index(value)])
+        return narrowed(whole, axis, begin, value.aval.shape[axis], 1)
 
     def copy(self, view: View, into: View | None = None) -> View:
         """Copy a view, by default into new row-major memory."""
         out = into or contiguous(view.dtype, view.shape)
-        role = "index" if view.buffer is INDEX else "read"
-        self.add([loop_step("copy", view.shape, (), [Operand("x", view, role), Operand("x", out, "write")])])
+        self.add([copy_step(view, out)])
         return out
 
     def links(self, indices: Value, places: int) -> segment.Links:
@@ -197,9 +211,12 @@ _KERNEL_TYPES: dict[str, set[DType]] = {
     "conv_dw": {dtypes.float32, dtypes.float64}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL)}
 
 
-def _has_kernel(equation: Equation) -> bool:
+def has_kernel(equation: Equation) -> bool:
+    """Whether an equation that is neither loop nor view runs as a kernel, and not on the host."""
     if equation.op.name not in KERNELS | PRODUCT_KERNELS:
         return False
+    if equation.op.name == "scan":
+        return True
     x, params = equation.inputs[0].aval, equation.params
     if equation.op.name in ("window", "window_grad") and not window.fits(x.shape, params["size"], params["stride"],
                                                                          params["padding"]):
@@ -359,12 +376,25 @@ def _lower_pad(lowering: Lowering, equation: Equation) -> None:
 
 def _lower_concat(lowering: Lowering, equation: Equation) -> None:
     axis, begin = equation.params["axis"], 0
-    out = lowering.fresh(equation.outputs[0])
+    out = lowering.views.get(equation.outputs[0]) or lowering.fresh(equation.outputs[0])
     for value in equation.inputs:
         extent = value.aval.shape[axis]
-        if value.aval.size:
-            lowering.copy(lowering.view(value), narrowed(out, axis, begin, extent, 1))
+        view, place = lowering.view(value), narrowed(out, axis, begin, extent, 1)
+        if value.aval.size and view != place:
+            lowering.copy(view, place)
         begin += extent
+
+
+def _lower_scan(lowering: Lowering, equation: Equation) -> None:
+    body = equation.params["body"]
+    nodes = fuse(body)
+    inner = Lowering(body, nodes)
+    inner.constants = {within: lowering.constants[value] for within, value in zip(body.inputs, equation.inputs,
+                       strict=True) if value in lowering.constants}
+    given = [lowering.memory(value) for value in equation.inputs]
+    views, before, repeat = scan_steps(inner, nodes, given, **equation.params)
+    lowering.views.update(zip(equation.outputs, views, strict=True))
+    lowering.add([*before, repeat])
 
 
 def narrowed(view: View, axis: int, begin: int, extent: int, step: int) -> View:
@@ -381,6 +411,6 @@ KERNELS: dict[str, Callable[[Lowering, Any], None]] = {
     "conv_dw": _lower_conv_dw, "gather": _lower_gather, "scatter_add": _lower_scatter_add,
     "segment_reduce": _lower_segment_reduce, "sort": _lower_sort, "window": _lower_window,
     "window_grad": _lower_window_grad, "cumsum": _lower_cumsum, "argreduce": _lower_argreduce, "pad": _lower_pad,
-    "concat": _lower_concat,
+    "concat": _lower_concat, "scan": _lower_scan,
 }
 """Other ops with kernels of their own; an op that is missing here runs on the host."""

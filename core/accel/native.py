@@ -22,6 +22,9 @@ from core.accel.atomics import WORDS, add, exchange_if, load, lock, pause, sleep
 from core.accel.floatmode import restore, set_ieee
 from core.accel.layout import (
     ACTIVE,
+    ADVANCE,
+    BACK,
+    BASE,
     CLAIMS,
     DIMS_START,
     DONE,
@@ -34,12 +37,16 @@ from core.accel.layout import (
     LINE,
     MAXIMUM_OPERANDS,
     MUTEX,
+    OFFSET,
+    OPERAND_WORDS,
     OPERANDS_START,
     OPERANDS_STOP,
     PIECES,
     SLEEPERS,
     STEP_WORDS,
+    SWING,
     THREADS,
+    TIMES,
     TURNSTILE,
 )
 from core.accel.layout import BASES as BASES_WORD
@@ -128,26 +135,40 @@ def _get(typing_context: Any, words: Any, index: Any) -> Any:
 
 
 @_compiled
-def _point_operands(row: Any, plan: Any, bases: Any, slots: Any) -> None:
-    operands = i64(plan, 1)
+def _point_operands(row: Any, plan: Any, bases: Any, slots: Any, time: int) -> None:
     first = row[OPERANDS_START]
     for k in range(row[OPERANDS_STOP] - first):
-        _point(slots, k, bases, operands[2 * (first + k)], operands[2 * (first + k) + 1])
+        operand = _offset(i64(plan, 1), OPERAND_WORDS * (first + k))
+        offset = operand[OFFSET] + time * operand[ADVANCE] + time % 2 * operand[SWING]
+        _point(slots, k, bases, operand[BASE], offset)
 
 
 @_compiled
-def _run_whole(row: Any, plan: Any, bases: Any, slots: Any) -> None:
+def _run_whole(row: Any, plan: Any, bases: Any, slots: Any, time: int) -> None:
     if row[EXTENT] > 0:
-        _point_operands(row, plan, bases, slots)
+        _point_operands(row, plan, bases, slots, time)
         _call(row, slots, _offset(i64(plan, 2), row[DIMS_START]), 0, row[EXTENT])
+
+
+@_compiled
+def _next(row: Any, step: int, time: int) -> tuple[int, int]:
+    """The step behind one, and the how-manieth time of its repeat comes then, counted from 0."""
+    if row[TIMES] == 0:
+        return step + 1, time
+    if time + 1 < row[TIMES]:
+        return step - row[BACK], time + 1
+    return step + 1, 0
 
 
 def walk(plan: Any, bases: Any, first: int, last: int) -> None:
     """Run the steps from `first` to before `last` on this thread."""
     mode = set_ieee()
     slots = _slots()
-    for step in range(first, last):
-        _run_whole(_offset(i64(plan, 0), step * STEP_WORDS), plan, bases, slots)
+    step, time = first, 0
+    while step < last:
+        row = _offset(i64(plan, 0), step * STEP_WORDS)
+        _run_whole(row, plan, bases, slots, time)
+        step, time = _next(row, step, time)
     restore(mode)
 
 
@@ -194,7 +215,8 @@ def _run_piece(row: Any, plan: Any, slots: Any, threads: int, owner: int, piece:
 
 
 @_compiled
-def _run_pieces(control: Any, row: Any, plan: Any, bases: Any, slots: Any, thread: int, before: int) -> None:
+def _run_pieces(control: Any, row: Any, plan: Any, bases: Any, slots: Any, time: int, thread: int,
+                before: int) -> None:
     """Do pieces of a parallel step until all are claimed; `before` pieces of each share belong to earlier steps."""
     threads = control[THREADS]
     finished = 0
@@ -203,7 +225,7 @@ def _run_pieces(control: Any, row: Any, plan: Any, bases: Any, slots: Any, threa
         count = _claim(control, owner, before + row[PIECES])
         while count >= 0:
             if finished == 0:
-                _point_operands(row, plan, bases, slots)
+                _point_operands(row, plan, bases, slots, time)
             _run_piece(row, plan, slots, threads, owner, count - before)
             finished += 1
             count = _claim(control, owner, before + row[PIECES])
@@ -219,21 +241,22 @@ def _share(control: Any, thread: int) -> None:
     slots = _slots()
     before = 0
     due = 0
-    for step in range(control[FIRST], control[LAST]):
+    step, time = control[FIRST], 0
+    while step < control[LAST]:
         row = _offset(i64(plan, 0), step * STEP_WORDS)
         if row[PIECES] > 0:
             _wait(control, due)
-            _run_pieces(control, row, plan, bases, slots, thread, before)
+            _run_pieces(control, row, plan, bases, slots, time, thread, before)
             before += row[PIECES]
             due += row[PIECES] * control[THREADS]
-            continue
-        if thread == 0:
+        elif thread == 0:
             _wait(control, due)
-            _run_whole(row, plan, bases, slots)
+            _run_whole(row, plan, bases, slots, time)
         if row[ENDS_SERIAL_RUN] > 0:
             due += 1
             if thread == 0:
                 add(control, DONE, 1)
+        step, time = _next(row, step, time)
     if thread == 0:
         _wait(control, due)
 

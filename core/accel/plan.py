@@ -15,8 +15,9 @@ from core.accel.lower import AnyStep, HostStep, Lowering
 from core.accel.passes.fuse import fuse
 from core.accel.passes.memory import aligned, lifetimes, place
 from core.accel.passes.recompute import recompute
+from core.accel.passes.recurrence import lighten
 from core.accel.passes.simplify import simplify
-from core.accel.step import Buffer, Step, View, contiguous
+from core.accel.step import Buffer, Repeat, Step, View, contiguous
 from core.engine.backends import Options, Report
 from core.engine.graph import Graph
 
@@ -50,7 +51,7 @@ class Plan:
 
 def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
     """Simplify, fuse, lower, and place in memory."""
-    graph = simplify(graph)
+    graph = lighten(simplify(graph))
     graph.check()
     nodes = fuse(graph)
     again = recompute(graph, nodes)
@@ -68,13 +69,16 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
     prologue, body = _split(lowering.steps, static, {view.buffer for view in outputs})
     base_of = {view.buffer: (FIRST_INPUT + number, 0) for number, view in enumerate((*inputs, *outputs))}
     kept = _place_kept([*constants, *_written(prologue)], base_of)
-    spans = lifetimes([[view.buffer for view in step.operands if view.buffer not in base_of] for step in body])
+    spans = lifetimes([[buffer for buffer in touched if buffer not in base_of]
+                       for step in body for touched in _touched(step)])
     offsets, arena = place(spans)
     base_of |= {buffer: (ARENA, offset) for buffer, offset in offsets.items()}
     images = [(base_of[buffer][1], np.ascontiguousarray(array).reshape(-1).view(np.uint8))
               for buffer, array in constants.items()]
-    report = Report(backend, [_entry(step, layer) for step, layer in zip(lowering.steps, lowering.layers, strict=True)],
-                    {step.name: step.kernel for step in lowering.steps if isinstance(step, Step)}, arena + kept)
+    entries = [entry for step, layer in zip(lowering.steps, lowering.layers, strict=True)
+               for entry in _entries(step, layer)]
+    sources = {step.name: step.kernel for entry in lowering.steps for step in _parts(entry) if isinstance(step, Step)}
+    report = Report(backend, entries, sources, arena + kept)
     return Plan(prologue, body, base_of, arena, kept, images, inputs, outputs, report)
 
 
@@ -131,7 +135,24 @@ def _place_kept(buffers: Sequence[Buffer], base_of: dict[Buffer, tuple[int, int]
     return offset
 
 
-def _entry(step: AnyStep, layer: str) -> tuple[str, str, int, int]:
+def _parts(step: AnyStep) -> list[Step | HostStep]:
+    """A step, or the steps of a repeat."""
+    return [*step.start, *step.steps] if isinstance(step, Repeat) else [step]
+
+
+def _touched(step: AnyStep) -> list[set[Buffer]]:
+    """The buffers that each part of a step touches; those that last in a repeat count from its begin to its end."""
+    touched = [{view.buffer for view in part.operands} for part in _parts(step)]
+    if isinstance(step, Repeat):
+        touched[0] |= step.lasting()
+        touched[-1] |= step.lasting()
+    return touched
+
+
+def _entries(step: AnyStep, layer: str) -> list[tuple[str, str, int, int]]:
     if isinstance(step, HostStep):
-        return f"host {step.equation.op.name}", layer, 0, 0
-    return step.name, layer, step.flops, step.nbytes
+        return [(f"host {step.equation.op.name}", layer, 0, 0)]
+    if isinstance(step, Step):
+        return [(step.name, layer, step.flops, step.nbytes)]
+    return [(part.name, layer, times * part.flops, times * part.nbytes)
+            for parts, times in ((step.start, 1), (step.steps, step.count)) for part in parts]

@@ -22,13 +22,19 @@ class Buffer:
 
 @dataclass(frozen=True)
 class View:
-    """How an array lies in a buffer; offset and strides count elements, a stride of 0 broadcasts."""
+    """How an array lies in a buffer; offset and strides count elements, a stride of 0 broadcasts.
+
+    In a `Repeat` it may move: by `advance` elements each time, and by `swing` elements there and back, so that the
+    array of the n-th time, from 0, begins at ``offset + n * advance + n % 2 * swing``.
+    """
 
     buffer: Buffer
     dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    advance: int = 0
+    swing: int = 0
 
     @property
     def size(self) -> int:
@@ -36,6 +42,10 @@ class View:
         for extent in self.shape:
             total *= extent
         return total
+
+    @property
+    def moves(self) -> bool:
+        return bool(self.advance or self.swing)
 
     @property
     def is_contiguous(self) -> bool:
@@ -111,3 +121,41 @@ class Epilogue(Protocol):
 
     def alone(self, product: View) -> Step:
         """The step that does it in a loop of its own, for neighbouring rows of a product that lies in memory."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Steps that run `count` times in order, while their views move.
+
+    Attributes
+    ----------
+    start : steps that run once before, and set what the first time reads
+    steps : at least one
+    count : at least 1
+    """
+
+    start: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    count: int
+
+    @property
+    def operands(self) -> tuple[View, ...]:
+        return tuple(view for step in (*self.start, *self.steps) for view in step.operands)
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        places, first = [], 0
+        for step in (*self.start, *self.steps):
+            places += [first + index for index in step.writes]
+            first += len(step.operands)
+        return tuple(places)
+
+    def lasting(self) -> set[Buffer]:
+        """Buffers whose content lasts from one time to the next, or comes from before."""
+        found: set[Buffer] = {view.buffer for view in self.operands if view.moves}
+        written: set[Buffer] = set()
+        for step in self.steps:
+            made = {step.operands[index].buffer for index in step.writes}
+            found.update({view.buffer for view in step.operands} - made - written)
+            written |= made
+        return found

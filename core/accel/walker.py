@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 
 from core.accel import store
 from core.accel.layout import (
+    BACK,
     DIMS_START,
     ENDS_SERIAL_RUN,
     EXTENT,
     FUNCTION,
     GRAIN,
     MAXIMUM_OPERANDS,
+    OPERAND_WORDS,
     OPERANDS_START,
     OPERANDS_STOP,
     PIECES,
     STEP_WORDS,
+    TIMES,
 )
-from core.accel.step import Buffer, Step
+from core.accel.step import Buffer, Repeat, Step
 
 Bases = ctypes.Array[ctypes.c_size_t]
 """Addresses of the arena, the constants, the inputs and the outputs, in the order that a table's `base_of` numbers."""
@@ -63,7 +66,7 @@ class PlanTable:
     Attributes
     ----------
     steps : i64[step, field], the fields that `layout` names
-    operands : i64[operand, 2], number of the base and offset in bytes; a step has a range of rows
+    operands : i64[operand, field], the fields that `layout` names; a step has a range of rows
     dims : i64[dim], a step has a range of them
     parallel : whether any step is shared among threads
     address : where the compiled walker finds the three arrays
@@ -88,13 +91,13 @@ class PlanTable:
         return len(self.steps)
 
     @staticmethod
-    def build(steps: Sequence[Step], base_of: Mapping[Buffer, tuple[int, int]],
+    def build(plan: Sequence[Step | Repeat], base_of: Mapping[Buffer, tuple[int, int]],
               serial: Callable[[Step], bool] = is_small) -> PlanTable:
-        """The table of `steps`; compiles or loads their kernels.
+        """The table of steps and of repeats, each of which becomes its steps; compiles or loads their kernels.
 
         Parameters
         ----------
-        steps : in the order in which they run
+        plan : in the order in which it runs
         base_of : for each buffer the number of its base and its offset from there, in bytes
         serial : whether a step stays on one thread
 
@@ -105,10 +108,11 @@ class PlanTable:
         ValueError
             If a step has more than ``layout.MAXIMUM_OPERANDS`` operands, or a grain below 1.
         """
+        steps, repeats = _flat(plan)
         kernels = list(dict.fromkeys(step.kernel for step in steps))
         functions = dict(zip(kernels, store.addresses(kernels), strict=True))
         rows = np.zeros((len(steps), STEP_WORDS), np.int64)
-        operands: list[tuple[int, int]] = []
+        operands: list[tuple[int, ...]] = []
         dims: list[int] = []
         for row, step in zip(rows, steps, strict=True):
             _check(step)
@@ -120,12 +124,29 @@ class PlanTable:
             row[PIECES] = 0 if step.extent <= step.grain or serial(step) else _pieces(step)
             for view in step.operands:
                 base, offset = base_of[view.buffer]
-                operands.append((base, offset + view.offset * view.dtype.itemsize))
+                itemsize = view.dtype.itemsize
+                operands.append((base, offset + view.offset * itemsize, view.advance * itemsize, view.swing * itemsize))
             dims.extend(step.dims)
             row[OPERANDS_STOP] = len(operands)
         alone = rows[:, PIECES] == 0
         rows[:-1, ENDS_SERIAL_RUN] = alone[:-1] & ~alone[1:]
-        return PlanTable(rows, np.array(operands, np.int64).reshape(-1, 2), np.array(dims, np.int64))
+        for last, (length, count) in repeats.items():
+            rows[last, TIMES], rows[last, BACK] = count, length - 1
+            rows[last, ENDS_SERIAL_RUN] |= alone[last] & ~alone[last + 1 - length]
+        return PlanTable(rows, np.array(operands, np.int64).reshape(-1, OPERAND_WORDS), np.array(dims, np.int64))
+
+
+def _flat(plan: Sequence[Step | Repeat]) -> tuple[list[Step], dict[int, tuple[int, int]]]:
+    """The steps in a row; for the last one of each repeat its steps and how often they run."""
+    steps: list[Step] = []
+    repeats: dict[int, tuple[int, int]] = {}
+    for entry in plan:
+        if isinstance(entry, Step):
+            steps.append(entry)
+        else:
+            steps += (*entry.start, *entry.steps)
+            repeats[len(steps) - 1] = len(entry.steps), entry.count
+    return steps, repeats
 
 
 def _check(step: Step) -> None:
@@ -141,7 +162,10 @@ def _pieces(step: Step) -> int:
 
 
 def walk(table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
-    """Run the steps from `first` to before `last` (by default all) on the calling thread, without the GIL."""
+    """Run the steps from `first` to before `last` (by default all) on the calling thread, without the GIL.
+
+    Where `last` lies inside a repeat, its steps up to there run once.
+    """
     _walk()(_scratch, _scratch, table.address, bases, first, len(table) if last is None else last)
 
 

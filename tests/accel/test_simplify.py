@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -65,7 +67,10 @@ def test_results_keep_their_bits(seed):
     after.check()
     assert [value.aval for value in after.inputs] == [value.aval for value in before.inputs]
     assert [value.aval for value in after.outputs] == [value.aval for value in before.outputs]
-    assert not {"call", "scan"} & {equation.op.name for equation in after.equations}
+    assert "call" not in {equation.op.name for equation in after.equations}
+    for equation in after.equations:
+        if equation.op.name == "scan":
+            assert not {"call", "scan"} & {inner.op.name for inner in equation.params["body"].equations}
     storages = [array.storage for array in arguments]
     for value, one, other in zip(before.outputs, run_graph(before, storages), run_graph(after, storages), strict=True):
         if any(array.dtype is dtypes.bfloat16 for array in arguments):
@@ -73,6 +78,68 @@ def test_results_keep_their_bits(seed):
             np.testing.assert_allclose(wide[0], wide[1], atol=6e-2)
         else:
             np.testing.assert_array_equal(one, other)
+
+
+def test_long_scans_stay_with_a_simple_body():
+    def function(x):
+        return ops.scan(lambda c, r: (jit(lambda c: ops.tanh(c + r * 1.0))(c), ops.tanh(c + r)), ops.zeros((4,)), x)
+
+    (scan,) = (equation for equation in graphs(function, as_array(np.ones((99, 4), np.float32)))[1].equations
+               if equation.op.name == "scan")
+    assert [equation.op.name for equation in scan.params["body"].equations] == ["add", "tanh"]
+
+
+def test_a_scan_within_a_scan_is_unrolled():
+    def inner(c, r):
+        return ops.scan(lambda c, x: (ops.tanh(c * x), None), c, ops.stack([r] * 40))[0], None
+
+    graph = graphs(lambda x: ops.scan(inner, ops.zeros((4,)), x)[0], as_array(np.ones((30, 4), np.float32)))[1]
+    (scan,) = (equation for equation in graph.equations if equation.op.name == "scan")
+    assert "scan" not in {equation.op.name for equation in scan.params["body"].equations}
+
+
+def test_a_scan_with_something_for_the_host_is_unrolled():
+    def body(c, r):
+        return ops.dynamic_slice(ops.concatenate([c, r]), as_array(2), sizes=(4,)), None
+
+    assert "scan" not in names(lambda x: ops.scan(body, ops.zeros((4,)), x)[0], as_array(np.ones((30, 4), np.float32)))
+
+
+def test_equal_constants_are_one():
+    one, other = (as_array(np.float32([1, 2, 3, 4])) for _ in range(2))
+    assert names(lambda x: (x + one) * (x + other), X) == ["broadcast", "add", "mul"]
+    zero, minus_zero = (as_array(np.float32(number)) for number in (0.0, -0.0))
+    assert names(lambda x: (ops.tanh(zero), ops.tanh(minus_zero)), X) == ["tanh", "tanh"]
+
+
+def padded(x, rows, columns, number=0.0):
+    """A part of X, and numbers for the rest."""
+    return ops.pad(x[slice(*rows), slice(*columns)], number, low=(rows[0], columns[0]),
+                   high=(3 - rows[1], 4 - columns[1]), interior=(0, 0))
+
+
+@pytest.mark.parametrize("cuts", [(0, 1, 4), (0, 2, 3, 4), (1, 2, 3, 4), (0, 1, 2, 3), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("order", [1, -1])
+def test_neighbours_that_zeros_fill_up_are_joined(cuts, order):
+    def function(x):
+        pieces = [padded(ops.tanh(x), (0, 3), cut) for cut in list(pairwise(cuts))[::order]]
+        return sum(pieces[1:], pieces[0])
+
+    left = names(function, X)
+    assert left.count("concat") == 1 and "add" not in left and left.count("pad") == (cuts[0] > 0 or cuts[-1] < 4)
+    before, after = graphs(function, X)
+    np.testing.assert_array_equal(*(run_graph(graph, [X.storage])[0] for graph in (before, after)))
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: padded(x, (0, 3), (0, 2)) + padded(x, (0, 3), (1, 4)),
+    lambda x: padded(x, (0, 3), (0, 2), 1.0) + padded(x, (0, 3), (2, 4), 1.0),
+    lambda x: padded(x, (0, 3), (0, 1)) + padded(x, (0, 3), (2, 4)),
+    lambda x: padded(x, (0, 2), (0, 2)) + padded(x, (1, 3), (2, 4)),
+    lambda x: padded(x, (0, 2), (0, 4)) + padded(x, (0, 3), (0, 2)),
+], ids=["overlap", "ones", "gap", "two axes", "other axes"])
+def test_what_is_no_neighbour_is_added(function):
+    assert "add" in names(function, X)
 
 
 def test_long_sums_are_split_for_the_threads():

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from core.accel import layout, threads, walker
-from core.accel.step import Step, View, contiguous
+from core.accel.step import Repeat, Step, View, contiguous
 from core.accel.walker import PlanTable
 from core.engine import dtypes
 from core.engine.errors import ConfigError
@@ -93,6 +94,33 @@ def test_any_number_of_threads_gives_the_same_bits(count: int, serial: frozenset
             chain = Chain(20, size, serial)
             expected = chain.result(None)
             assert all(chain.result(pool) == expected for _ in range(5))
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("serial", [(), (0,), (2,), (0, 2), (1,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_repeats_give_the_same_bits_on_any_number_of_threads(count: int, serial: tuple[int, ...]) -> None:
+    size, times = 1000, 50
+    slots = contiguous(dtypes.float32, (times + 1, size))
+    between = [contiguous(dtypes.float32, (size,)) for _ in range(2)]
+    before = replace(slots, shape=(size,), strides=(1,), advance=size)
+    views = [before, *between, replace(before, offset=size)]
+    steps = [Step(LOGISTIC, (a, b), (1,), (size,), size) for a, b in pairwise(views)]
+    places = {slots.buffer: (0, 0)} | {view.buffer: (0, (times + 1 + k) * size * 4) for k, view in enumerate(between)}
+    table = PlanTable.build([Repeat((), tuple(steps), times)], places, lambda step: step in [steps[k] for k in serial])
+
+    def result(run: Callable[..., None]) -> bytes:
+        arena = np.zeros((times + 3, size), np.float32)
+        arena[0] = np.random.default_rng(0).random(size)
+        bases = walker.bases(1)
+        bases[0] = arena.ctypes.data
+        run(table, bases)
+        return arena.tobytes()
+
+    pool = threads.Pool(count)
+    try:
+        assert all(result(pool.run) == result(walker.walk) for _ in range(5))
     finally:
         pool.close()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core.accel import layout, store, walker
-from core.accel.step import Buffer, Step, View, contiguous
+from core.accel.step import Buffer, Repeat, Step, View, contiguous
 from core.accel.walker import PlanTable
 from core.engine import dtypes
 
@@ -99,6 +99,39 @@ def test_empty_plan_and_empty_step() -> None:
     walker.walk(PlanTable.build([], {}), walker.bases(0))
     walker.walk(PlanTable.build([affine(nothing, nothing, 0, 1)], {nothing.buffer: (0, 0)}), bases_of(guard))
     assert not guard.any()
+
+
+def test_repeat_moves_views() -> None:
+    """x[t + 1] = 2 x[t] + 1 along an array, and a carry to and fro between two places; what stands beside runs once."""
+    row = contiguous(dtypes.float32, (8,))
+    even = View(contiguous(dtypes.float32, (2,)).buffer, dtypes.float32, (1,), (1,))
+    one = replace(row, shape=(1,))
+    along = affine(replace(one, advance=1), replace(one, offset=1, advance=1), 2, 1)
+    back = affine(replace(one, offset=7, advance=-1), replace(one, offset=7, advance=-1), 1, 100)
+    swinging = affine(replace(even, swing=1), replace(even, offset=1, swing=-1), 1, 1)
+    other = contiguous(dtypes.float32, (1,))
+    once = affine(other, other, 1, 1)
+    arena = np.zeros(11, np.float32)
+    plan = [once, Repeat((once,), (along, swinging), 5), once, Repeat((), (back,), 2)]
+    walker.walk(PlanTable.build(plan, placed([row, even, other])), bases_of(arena))
+    assert arena.tolist() == [0, 1, 3, 7, 15, 31, 100, 100, 4, 5, 3]
+
+
+def test_parts_of_a_repeat() -> None:
+    a, b = (contiguous(dtypes.float32, (1,)) for _ in range(2))
+    repeat = Repeat((affine(a, a, 1, 5),), (affine(a, b, 1, 1), affine(b, a, 2, 0)), 3)
+    assert repeat.operands == (a, a, a, b, b, a) and repeat.writes == (1, 3, 5)
+    assert repeat.lasting() == {a.buffer}
+    table = PlanTable.build([repeat], placed([a, b]))
+    assert table.steps[:, layout.TIMES].tolist() == [0, 0, 3] and table.steps[2, layout.BACK] == 1
+
+
+def test_serial_runs_in_repeats_end_where_others_wait() -> None:
+    steps, views = chain(4, 100)
+    serial = {id(steps[k]) for k in (0, 2, 3)}
+    table = PlanTable.build([Repeat((steps[0],), (steps[1], steps[2], steps[3]), 2)], placed(views),
+                            lambda step: id(step) in serial)
+    assert table.steps[:, layout.ENDS_SERIAL_RUN].tolist() == [1, 0, 0, 1]
 
 
 def test_serial_runs_end_once() -> None:

@@ -72,7 +72,7 @@ class LSTMCell(Module):
     def advance(self, projected: Array, state: LSTMState) -> LSTMState:
         """The next state, from a projected input."""
         hidden, cell = state
-        i, f, g, o = _gates(projected + hidden @ self.weight_hidden, 4)
+        i, f, g, o = (x + h for x, h in zip(_gates(projected, 4), _gates(hidden @ self.weight_hidden, 4), strict=True))
         cell = logistic(f) * cell + logistic(i) * tanh(g)
         return logistic(o) * tanh(cell), cell
 

@@ -90,29 +90,48 @@ def _scan_numpy(*arguments: Any, body: Graph, consts: int, carries: int, length:
 
 def _scan_grad(cts: Sequence[Array | None], outs: Sequence[Array], *arguments: Array, body: Graph, consts: int,
                carries: int, length: int, reverse: bool) -> tuple[Any, ...]:
-    from core.engine.grad import vjp_graph, zero_cotangents
+    from core.engine.grad import backward, zero_cotangents
+    from core.engine.trace import replay
 
     fixed = arguments[:consts]
     carry, sequences = list(arguments[consts:consts + carries]), list(arguments[consts + carries:])
     full = zero_cotangents(cts, outs)
+    kept, rest = _kept_for_gradient(body, consts, carries)
 
     def forward(state: list[Array], slices: list[Array]) -> tuple[list[Array], list[Array]]:
-        return list(call(*fixed, *state, *slices, graph=body)[:carries]), state
+        known = replay(body, [*fixed, *state, *slices])
+        return [known[value] for value in body.outputs[:carries]], [known[value] for value in kept]
 
-    _, before = scan(forward, carry, sequences, length=length, reverse=reverse)
+    _, stacks = scan(forward, carry, sequences, length=length, reverse=reverse)
 
-    def backward(state: tuple[list[Array], list[Array]], slices: Any) -> Any:
+    def back(state: tuple[list[Array], list[Array]], slices: Any) -> Any:
         ct_carry, ct_fixed = state
-        entered, xs, ct_ys = slices
-        inputs = [*fixed, *entered, *xs]
-        grads = zero_cotangents(vjp_graph(body, inputs, [*ct_carry, *ct_ys]), inputs)
+        stacked, xs, ct_ys = slices
+        known = replay(rest, [*fixed, *xs]) | dict(zip(kept, stacked, strict=True))
+        inputs = [known[value] for value in body.inputs]
+        grads = zero_cotangents(backward(body, known, [*ct_carry, *ct_ys]), inputs)
         added = [total + grad for total, grad in zip(ct_fixed, grads[:consts], strict=True)]
         return (grads[consts:consts + carries], added), grads[consts + carries:]
 
     zeros_fixed = [full_like(value, 0) for value in fixed]
-    (ct_carry, ct_fixed), ct_xs = scan(backward, (full[:carries], zeros_fixed), (before, sequences, full[carries:]),
+    (ct_carry, ct_fixed), ct_xs = scan(back, (full[:carries], zeros_fixed), (stacks, sequences, full[carries:]),
                                        length=length, reverse=not reverse)
     return (*ct_fixed, *ct_carry, *ct_xs)
+
+
+def _kept_for_gradient(body: Graph, consts: int, carries: int) -> tuple[list[Value], Graph]:
+    """What depends on the carries, which the way back finds again, and the graph of what does not.
+
+    The way back needs only part of it, and a backend drops what it does not need.
+    """
+    kept = dict.fromkeys(body.inputs[consts:consts + carries])
+    rest = Graph([*body.inputs[:consts], *body.inputs[consts + carries:]], constants=body.constants)
+    for equation in body.equations:
+        if kept.keys().isdisjoint(equation.inputs):
+            rest.equations.append(equation)
+        else:
+            kept.update(dict.fromkeys(equation.outputs))
+    return list(kept), rest
 
 
 _scan: MultipleOp = register_multiple(Op(
