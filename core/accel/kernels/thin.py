@@ -1,0 +1,146 @@
+"""Products of few rows or few columns, whose kernels read both factors where they lie.
+
+Invariant: every element of the output is one sum in an order that the shapes alone decide; packing would not pay.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import Any
+
+from core.accel.chips import Block, block_for, host, thin_block_for
+from core.accel.step import Step, View
+
+THIN_DEPTH = 32
+"""Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
+DOT_GRAIN = 16
+"""Dot products that a thread gets at least."""
+
+Dim = tuple[int, ...]
+"""An extent and one stride for each operand."""
+
+
+def batch_dims(a: View, b: View, out: View) -> tuple[Dim, ...]:
+    """(extent, stride in a, b and out) of the leading dims."""
+    return tuple(zip(out.shape[:-2], a.strides, b.strides, out.strides, strict=False))
+
+
+def _direct_step(text: str, a: View, b: View, out: View, strides: Dim, extent: int, grain: int, name: str) -> Step:
+    """A step of a kernel that reads a and b where they lie."""
+    batch = batch_dims(a, b, out)
+    dims = (*out.shape[-2:], a.shape[-1], *strides, len(batch), *sum(batch, ()))
+    nbytes = sum(view.buffer.nbytes for view in (a, b, out))
+    return Step(text, (a, b, out), (2,), dims, extent, grain, name, 2 * out.size * a.shape[-1], nbytes)
+
+
+def thin_step(a: View, b: View, out: View) -> Step:
+    """The step of ``out = a @ b`` for at most three rows; the columns of b and out have stride 1."""
+    block = thin_block_for(host(), out.dtype.short)
+    fits = b.shape[-1] * b.shape[-2] * b.dtype.itemsize <= host().second_cache
+    strides = (*a.strides[-2:], b.strides[-2], out.strides[-2], max(1, b.shape[-2]) if fits else THIN_DEPTH)
+    extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
+    return _direct_step(_text("thin_kernel", block), a, b, out, strides, extent, 1, "matmul thin")
+
+
+def dot_step(a: View, b: View, out: View) -> Step:
+    """The step of ``out = a @ b`` for few outputs with long sums; K has stride 1 in both."""
+    strides = (a.strides[-2], b.strides[-1], out.strides[-2])
+    text = _text("dot_kernel", block_for(host(), out.dtype.short, 1))
+    return _direct_step(text, a, b, out, strides, out.size, DOT_GRAIN, "matmul dot")
+
+
+def dots_step(a: View, b: View, out: View) -> Step:
+    """The step of ``out = a @ b`` for one column; K has stride 1 in both, and the rows of out have stride 1."""
+    block = block_for(host(), out.dtype.short, 1)
+    extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / block.lanes)
+    return _direct_step(_text("dots_kernel", block), a, b, out, (a.strides[-2],), extent, 1, "matmul dots")
+
+
+def _text(factory: str, *arguments: object) -> str:
+    """Source of a kernel module that calls one factory of this file."""
+    values = ", ".join(map(repr, arguments))
+    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.thin import {factory}\n"
+            f"kernel = {factory}({values})\n")
+
+
+def thin_kernel(block: Block) -> Any:
+    """Kernel for few rows, which reads B where it lies; units are (product, chunk of columns); p = a, b, out.
+
+    d = M, N, K, strides of M and K in a, of K in b and of M in out, indices of K in a pass, batch rank, then (extent,
+    a, b, out) of each dim.
+    """
+    from numba import types
+
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, tile = simd.at, simd.strided, simd.tile(block)
+    table_on_stack = simd.stack(types.int64, 2 * block.rows + 1)
+    height, width = block.rows, block.columns
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, columns, depth, a_row, a_depth, b_depth, out_row = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
+        depth_block, rank, batch_dims = d[7], d[8], at(d, 9)
+        chunks = (columns + width - 1) // width
+        offsets = table_on_stack()
+        out_offsets, origin = at(offsets, height), at(offsets, 2 * height)
+        origin[0] = 0
+        for row in range(height):
+            offsets[row], out_offsets[row] = min(row, rows - 1) * a_row, min(row, rows - 1) * out_row
+        for start in range(0, max(depth, 1), depth_block):
+            count = min(depth_block, depth - start)
+            for unit in range(begin, end):
+                product, first = unit // chunks, unit % chunks * width
+                a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + start * a_depth)
+                b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + start * b_depth + first)
+                out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
+                tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, count, out, out_offsets, rows, columns - first,
+                     start, a, 0)
+
+    return kernel
+
+
+def dot_kernel(block: Block) -> Any:
+    """Kernel for few outputs with long sums, K of stride 1 on both sides; units are elements of out; p = a, b, out.
+
+    d = M, N, K, strides of M in a, of N in b and of M in out, batch rank, then (extent, a, b, out) of each dim.
+    """
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, dot = simd.at, simd.strided, simd.dot(block.element, block.lanes)
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, columns, depth, a_row, b_column, out_row, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
+        batch_dims = at(d, 7)
+        for unit in range(begin, end):
+            product, row, column = unit // (rows * columns), unit // columns % rows, unit % columns
+            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + row * a_row)
+            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + column * b_column)
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + row * out_row)
+            out[column] = dot(a, b, depth)
+
+    return kernel
+
+
+def dots_kernel(block: Block) -> Any:
+    """Kernel for one column, K of stride 1 on both sides; units are (product, vector of rows); p = a, b, out.
+
+    d = M, N = 1, K, stride of M in a, batch rank, then (extent, a, b, out) of each dim; M has stride 1 in out.
+    """
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, dots, lanes = simd.at, simd.strided, simd.dots(block.element, block.lanes), block.lanes
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, depth, a_row, rank, batch_dims = d[0], d[2], d[3], d[4], at(d, 5)
+        blocks = (rows + lanes - 1) // lanes
+        for unit in range(begin, end):
+            product, first = unit // blocks, unit % blocks * lanes
+            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
+            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product))
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
+            dots(a, a_row, min(lanes, rows - first), b, depth, out)
+
+    return kernel
