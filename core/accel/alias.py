@@ -1,7 +1,8 @@
 """Loads and stores of loop kernels, which tell LLVM that what a kernel writes overlaps nothing else it touches.
 
 Invariant: the plan places operands apart, so this is true; without it LLVM compares addresses at run time and takes a
-scalar loop where they are close, which adds up in another order, so that bits would depend on where arrays lie.
+scalar loop where they are close, which adds up in another order, so that bits would depend on where arrays lie. What is
+overwritten where it is read has the number of what is written.
 """
 
 from __future__ import annotations

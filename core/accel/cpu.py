@@ -80,7 +80,8 @@ class CpuExecutable:
                          self._plan.outputs[self._first_fresh - self._first_output:]]
         self._latest: list[NDArray[Any]] = list(starmap(_empty, self._results))
         self._held: list[NDArray[Any]] = []
-        # Carried inputs have a second set of arrays: a call reads one and writes the other, then they change places.
+        # Carried inputs that no step overwrites in place have a second array: a call reads one and writes the other,
+        # then they change places.
         self._spare: list[NDArray[Any]] = []
         if not options.held:
             self._prepare()
@@ -100,7 +101,9 @@ class CpuExecutable:
             held = [_empty(array.shape, array.dtype) for array in arrays]
             for own, array in zip(held, arrays, strict=True):
                 own[...] = array
-            self._own(held, [_empty(array.shape, array.dtype) for array in arrays] if self._options.carried else [])
+            spare = [array if number in self._plan.in_place else _empty(array.shape, array.dtype)
+                     for number, array in enumerate(held)]
+            self._own(held, spare if self._options.carried else [])
             self._prepare()
 
     def held(self) -> list[NDArray[Any]]:

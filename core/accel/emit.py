@@ -47,6 +47,10 @@ class _Writer:
         self.classes = [stride_class(operand, position, nest) for position, operand in enumerate(nest.operands)]
         written = (position for position, operand in enumerate(nest.operands) if operand.role == "write")
         self.written = {position: number for number, position in enumerate(written)}
+        # What is written over an operand is also where it is read: equal addresses that look alike can be vectors.
+        places = {nest.operands[position].name: position for position in self.written}
+        self.places = [position if self.classes[position] == "constant" else places.get(operand.becomes, position)
+                       for position, operand in enumerate(nest.operands)]
         self.waiting: list[int] = []  # operands whose elements wait to be stored past the caches
         self.done: set[int] = set()
 
@@ -127,7 +131,8 @@ class _Writer:
         operand = self.nest.operands[position]
         dtype = operand.view.dtype
         if operand.role == "read":
-            text = load(f"a{position}", index, dtype, self.imports)
+            place = self.places[position]
+            text = load(f"a{place}", index, dtype, self.imports, self.written.get(place, -1))
         else:
             text = f"o{position} + {index}" if dtype is dtypes.int64 else f"np.{dtype.name}(o{position} + {index})"
         self.line(f"{operand.name} = {text}")
@@ -135,7 +140,7 @@ class _Writer:
     def _read_all(self, positions: tuple[int, ...], *kinds: str) -> None:
         for position in positions:
             if self.classes[position] in kinds and position not in self.written:
-                self._read(position, self._index(position))
+                self._read(position, self._index(self.places[position]))
 
     def _write(self, position: int, value: str) -> None:
         self.done.add(position)

@@ -28,12 +28,14 @@ class Operand:
     role : ``read``, ``write``, or ``index`` (no memory: the element is the offset plus the sum of position times
         stride)
     streamed : it is best written past the caches, see `Nest.streams`
+    becomes : variable of the operand that is written over this one, if it has no memory of its own
     """
 
     name: str
     view: View
     role: str
     streamed: bool = False
+    becomes: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Invariant: all operands of a nest are views over its one iteration shape; those 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -46,6 +46,9 @@ class Values(Protocol):
 
     def is_streamed(self, value: Value, node: Node) -> bool: ...
 
+    updated: Mapping[Value, Value]
+    """Outputs that take the place of inputs, and these."""
+
 
 class NestOfNode:
     """Operands, statements and reductions of a node over an iteration shape, as they grow."""
@@ -81,6 +84,10 @@ class NestOfNode:
             view = self.values.fresh(value)
             streamed = self.values.is_streamed(value, self.node)
             self.writes.append(Operand(name, self._over_node(view, of_row), "write", streamed))
+            if value in self.values.updated:
+                old = self._over_node(self.values.view(self.values.updated[value]), False)
+                if old in self.reads:
+                    self.reads[old] = replace(self.reads[old], becomes=name)
 
     def _argument(self, value: Value, per_row: bool) -> str:
         source = self.values.source(value)

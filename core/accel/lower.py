@@ -6,12 +6,13 @@ kernel that needs its operand in row-major order has it copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from core.accel import slices
 from core.accel.chips import host
 from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import conv as conv_kernels
@@ -57,10 +58,12 @@ class Lowering:
     steps : so far
     layers : layer path of each step
     constants : of the graph
+    updated : outputs that take the place of inputs, and these
     homes : where values must lie, each row-major, that would else get new memory
     """
 
-    def __init__(self, graph: Graph, nodes: Sequence[Node]) -> None:
+    def __init__(self, graph: Graph, nodes: Sequence[Node], updated: Mapping[Value, Value] | None = None) -> None:
+        self.updated = updated or {}
         self.views: dict[Value, View] = {}
         self.homes: dict[Value, View] = {}
         self.steps: list[AnyStep] = []
@@ -177,7 +180,7 @@ class Lowering:
 
     def is_streamed(self, value: Value, node: Node) -> bool:
         """Whether a value that a loop node writes will have left the caches before it is read."""
-        return self._results_fill_caches and not self._is_read(value, node)
+        return self._results_fill_caches and value not in self.updated and not self._is_read(value, node)
 
     def _is_read(self, value: Value, node: Node) -> bool:
         """Whether a step outside a loop node reads a value, straight or through views."""
@@ -235,7 +238,11 @@ def _lower_dot(lowering: Lowering, equation: Equation, epilogue: Epilogue | None
     right = _matrix(lowering, b, batch_b, contract_b, free_b)
     out = lowering.fresh(equation.outputs[0])
     shape = (*left.shape[:-1], right.shape[-1])
-    lowering.add(gemm.matmul(left, right, replace(out, shape=shape, strides=row_major(shape)), epilogue))
+    whole = replace(out, shape=shape, strides=row_major(shape))
+    if len(shape) == 2 and epilogue is None:
+        lowering.add(slices.product(left, right, whole))
+    else:
+        lowering.add(gemm.matmul(left, right, whole, epilogue))
 
 
 def _matrix(lowering: Lowering, view: View, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> View:
@@ -278,7 +285,14 @@ def _lower_conv(lowering: Lowering, equation: Equation, epilogue: Epilogue | Non
 def _lower_conv_dw(lowering: Lowering, equation: Equation) -> None:
     x, ct = (lowering.solid(value) for value in equation.inputs)
     params = {name: value for name, value in equation.params.items() if name != "kernel"}
-    lowering.add(conv_kernels.conv_dw(x, ct, lowering.fresh(equation.outputs[0]), **params))
+    out = lowering.fresh(equation.outputs[0])
+    if x.shape[:-1] == ct.shape[:-1] and out.size == x.shape[-1] * ct.shape[-1]:  # one tap: pixels meet pixels
+        pixels, inputs, outputs = x.size // x.shape[-1], x.shape[-1], ct.shape[-1]
+        lowering.add(slices.product(replace(x, shape=(inputs, pixels), strides=(1, inputs)),
+                                    replace(ct, shape=(pixels, outputs), strides=(outputs, 1)),
+                                    replace(out, shape=(inputs, outputs), strides=(outputs, 1))))
+    else:
+        lowering.add(conv_kernels.conv_dw(x, ct, out, **params))
 
 
 def _lower_gather(lowering: Lowering, equation: Equation) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from core.accel.lower import AnyStep, HostStep, Lowering
 from core.accel.passes.fuse import fuse
+from core.accel.passes.inplace import updates_in_place
 from core.accel.passes.memory import aligned, lifetimes, place
 from core.accel.passes.recompute import recompute
 from core.accel.passes.recurrence import lighten
@@ -36,6 +37,7 @@ class Plan:
     arena, kept : bytes of working memory, and of what outlives a call
     constants : places in the kept memory with their content
     inputs, outputs : views of them
+    in_place : inputs, by number, that the output of the same number overwrites
     """
 
     prologue: list[AnyStep]
@@ -46,6 +48,7 @@ class Plan:
     constants: list[tuple[int, NDArray[np.uint8]]]
     inputs: list[View]
     outputs: list[View]
+    in_place: frozenset[int]
     report: Report
 
 
@@ -57,7 +60,8 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
     again = recompute(graph, nodes)
     if again is not graph:
         graph, nodes = again, fuse(again)
-    lowering = Lowering(graph, nodes)
+    updated = updates_in_place(graph, nodes, options.held) if options.carried else {}
+    lowering = Lowering(graph, nodes, updated)
     for node in nodes:
         lowering.lower(node)
     inputs = [lowering.views[value] for value in graph.inputs]
@@ -79,7 +83,8 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
                for entry in _entries(step, layer)]
     sources = {step.name: step.kernel for entry in lowering.steps for step in _parts(entry) if isinstance(step, Step)}
     report = Report(backend, entries, sources, arena + kept)
-    return Plan(prologue, body, base_of, arena, kept, images, inputs, outputs, report)
+    in_place = frozenset(graph.outputs.index(value) for value in updated)
+    return Plan(prologue, body, base_of, arena, kept, images, inputs, outputs, in_place, report)
 
 
 def _output_views(graph: Graph, lowering: Lowering) -> list[View]:

@@ -84,16 +84,18 @@ def _below(kind: Any, limit: int) -> Any:
 def _saturating(target: Any, limits: Any) -> Any:
     low, high64 = float(limits.min), _below(np.float64, limits.max)
     low32, high32 = np.float32(low), _below(np.float32, limits.max)
+    # Vectors of floats become vectors of as many 32-bit integers in one instruction, and of 64-bit ones in several.
+    wide = np.int32 if limits.max <= np.iinfo(np.int32).max else np.int64
 
     @njit(**OPTIONS)
     def from_f32(value: Any) -> Any:
         clipped = low32 if value < low32 else (high32 if value > high32 else value)
-        return target(0) if value != value else target(np.int64(clipped))
+        return target(0) if value != value else target(wide(clipped))
 
     @njit(**OPTIONS)
     def from_f64(value: Any) -> Any:
         clipped = low if value < low else (high64 if value > high64 else value)
-        return target(0) if value != value else target(np.int64(clipped))
+        return target(0) if value != value else target(wide(clipped))
 
     return from_f32, from_f64
 

@@ -1,0 +1,60 @@
+"""Products with long sums: cut into slices or not, they are products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.accel import slices, threads
+from core.engine import ops
+from core.engine.array import as_array
+from core.engine.grad import vjp
+from core.engine.jit import jit
+
+LONG = 35937
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows, columns", [(64, 80), (128, 512), (288, 48), (16, 16), (1, 300), (33, 1), (7, 5)])
+@pytest.mark.parametrize("depth", [42632, 6272, LONG, 8192, 8191])
+def test_slices_divide_the_sum_and_repay_themselves(rows: int, columns: int, depth: int) -> None:
+    count = slices.slices(rows, columns, depth)
+    assert depth % count == 0
+    if count > 1:
+        assert depth // count >= max(128, 4 * rows * columns // (rows + columns))
+
+
+@pytest.mark.parametrize("rows, columns, depth", [
+    (64, 80, 42632), (128, 300, 6272), (5, 33, LONG), (48, 17, LONG), (40, 40, 8191), (300, 64, 9800)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_is_that_of_numpy(rows: int, columns: int, depth: int, turned: bool) -> None:
+    a, b = drawn(depth, rows) if turned else drawn(rows, depth), drawn(depth, columns)
+    result = jit(lambda a, b: (a.T if turned else a) @ b)(a, b).numpy()
+    left = a.T if turned else a
+    np.testing.assert_allclose(result, left.astype(np.float64) @ b, rtol=1e-5, atol=4e-5 * np.sqrt(depth))
+
+
+def test_bits_do_not_depend_on_the_threads() -> None:
+    x, ct = drawn(8, 73, 73, 20), drawn(8, 73, 73, 24)
+    assert slices.slices(20, 24, 8 * 73 * 73) > 1
+
+    def gradient(x: Any, ct: Any) -> Any:
+        def forward(w: Any) -> Any:
+            return ops.conv(x, w, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), input_dilation=(1, 1),
+                            groups=1)
+
+        return vjp(forward, as_array(np.zeros((1, 1, 20, 24), np.float32)))[1](ct)
+
+    before, found = threads.pool().threads, []
+    for count in (1, 2, 3):
+        threads.set_threads(count)
+        found.append(jit(gradient)(x, ct).numpy())
+    threads.set_threads(before)
+    expected = np.einsum("nyxi,nyxo->io", x.astype(np.float64), ct)
+    np.testing.assert_allclose(found[0][0, 0], expected, atol=0.02)
+    assert all(np.array_equal(found[0], other) for other in found)
