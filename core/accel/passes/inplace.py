@@ -1,10 +1,11 @@
 """In place: which results of an update may be written over what they update.
 
-A training step reads parameters and moments and gives new ones. Where an element of a result depends on the same element
-of its input and nothing reads the input later, both take one place in memory: half the memory, and lines that are in the
-cache already.
+A training step reads parameters and moments and gives new ones. Where an element of a result depends on the same
+element of its input and nothing reads the input later, both take one place in memory: half the memory, and lines that
+are in the cache already.
 
-Invariant: no step reads an input after the step that overwrites it, and that step reads each element before it writes it.
+Invariant: no step reads an input after the step that overwrites it, and that step reads each element before it writes
+it.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _convolution(work: Work) -> Call:
 
 
 def _quantised(forward: Callable[..., Any], w: Any, x: Any) -> Call:
-    """The quantised layer: sums in i32, scaled and rounded to u8 around 128; its output is cut, so it is not compared."""
+    """The quantised layer: sums in i32, scaled and rounded to u8 around 128. It is cut, so it is not compared."""
     program = jit(lambda held, x: (ops.round(forward(held[0], x).astype("f32") * held[1]) + 128.0).astype("u8")).bind(
         (w, as_array(np.float32(1.0))))
 
