@@ -25,7 +25,7 @@ from core.engine.errors import ConfigError, compose
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-APPS = ("apps.molecules.app:APP",)
+APPS = ("apps.molecules.app:APP", "apps.connectomics.app:APP")
 """Dotted paths of the records of all apps."""
 
 
@@ -38,11 +38,14 @@ class Command:
     function : dotted path, such as ``apps.molecules.predict:predict``; what it is called with is told in `App`
     summary : one line for the help
     settings : dotted path of a frozen dataclass of further settings, handed over as ``settings=``; empty for none
+    addresses : the input is a text such as ``FILE.h5:dataset`` or ``gs://bucket/volume``, which the function opens
+        itself; otherwise it is the path of a file or folder that exists
     """
 
     function: str
     summary: str
     settings: str = ""
+    addresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ class App:
     dry_run : dotted path of ``(data, config)``, which reads one sample through every stage, writes nothing and gives a
         mapping of stage to shape
     evaluate : ``(run, config, data, out: Path, refused)``, gives a `Report`, which is written to the folder `out`
-    predict : ``(run, config, input: Path, out: Path, refused)``, writes the file `out`, gives a `Report`
+    predict : ``(run, config, input, out: Path, refused)``, writes the file `out`, gives a `Report`
     sample : ``(out: Path)``, writes a small data set to a folder, gives a `Report`
-    extra : further commands by name: ``(input: Path, out: Path, refused)``, give a `Report`
+    extra : further commands by name: ``(input, out: Path, refused)``, give a `Report`
     """
 
     name: str

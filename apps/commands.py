@@ -125,18 +125,16 @@ def evaluate(app: App, run_path: Path, data: Sequence[Path], out: Path | None, g
     return Outcome(report.numbers, out, refused.count, refused.path)
 
 
-def predict(app: App, run_path: Path, source: Path, out: Path, given: Mapping[str, Any]) -> Outcome:
+def predict(app: App, run_path: Path, source: str, out: Path, given: Mapping[str, Any]) -> Outcome:
     """Predict for an input; the predictions go to a file."""
     from core.engine.run import RunDirectory
 
-    _check_inputs([source])
     run = RunDirectory.open(run_path)
     return _convert(app.predict, source, out, given, run=run, config=load_config(load(app.config), run.config_path))
 
 
-def extra(command: Command, source: Path, out: Path, given: Mapping[str, Any]) -> Outcome:
+def extra(command: Command, source: str, out: Path, given: Mapping[str, Any]) -> Outcome:
     """A command of an app's own."""
-    _check_inputs([source])
     return _convert(command, source, out, given)
 
 
@@ -145,14 +143,17 @@ def sample(app: App, out: Path, given: Mapping[str, Any]) -> Outcome:
     return Outcome(_call(app.sample, given, out=out).numbers, out)
 
 
-def _convert(command: Command, source: Path, out: Path, given: Mapping[str, Any], **arguments: Any) -> Outcome:
+def _convert(command: Command, source: str, out: Path, given: Mapping[str, Any], **arguments: Any) -> Outcome:
     """Run a command that makes `out` from an input."""
     from core.engine.refusals import Refusals
 
+    if not command.addresses:
+        _check_inputs([Path(source)])
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out} lies in a folder that does not exist")
     with Refusals(_refusals_beside(out)) as refused:
-        report = _call(command, given, input=source, out=out, refused=refused, **arguments)
+        report = _call(command, given, input=source if command.addresses else Path(source), out=out, refused=refused,
+                       **arguments)
     return Outcome(report.numbers, out, refused.count, refused.path)
 
 

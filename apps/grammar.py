@@ -75,19 +75,24 @@ def _add_training(branch: cyclopts.App, app: App, words: Sequence[str]) -> None:
 
 def _add_others(branch: cyclopts.App, app: App) -> None:
     run = _positional("run", Path, "directory of a run")
-    source = _positional("input", Path, "file or folder")
     _add(branch, "evaluate", app.evaluate.summary,
          [run, _data(), _option("out", Path | None, "folder of the report; else RUN/evaluation", None), _json()],
          lambda given, values: commands.evaluate(app, given["run"], given["data"], given["out"], values),
          _own(app.evaluate))
-    _add(branch, "predict", app.predict.summary, [run, source, _option("out", Path, "file to write"), _json()],
+    _add(branch, "predict", app.predict.summary,
+         [run, _source(app.predict), _option("out", Path, "file to write"), _json()],
          lambda given, values: commands.predict(app, given["run"], given["input"], given["out"], values),
          _own(app.predict))
     _add(branch, "sample", app.sample.summary, [_option("out", Path, "folder to write to"), _json()],
          lambda given, values: commands.sample(app, given["out"], values), _own(app.sample))
     for name, command in app.extra.items():
-        _add(branch, name, command.summary, [source, _option("out", Path, "what to write"), _json()],
+        _add(branch, name, command.summary, [_source(command), _option("out", Path, "what to write"), _json()],
              partial(_extra, command), _own(command))
+
+
+def _source(command: Command) -> inspect.Parameter:
+    hint = "address, such as FILE.h5:dataset" if command.addresses else "file or folder"
+    return _positional("input", str, hint)
 
 
 def _extra(command: Command, given: Mapping[str, Any], values: Mapping[str, Any]) -> commands.Outcome:

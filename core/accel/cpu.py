@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, starmap
 from math import prod
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.accel import compilers, threads
+from core.accel import driver as drivers
 from core.accel.lower import AnyStep, HostStep
 from core.accel.passes.memory import ALIGNMENT
 from core.accel.plan import ARENA, FIRST_INPUT, KEPT, Plan, make_plan
@@ -118,6 +119,15 @@ class CpuExecutable:
                 self._own(self._spare, self._held)
             return fresh
 
+    def drive(self, driver: Callable[..., None], given: Sequence[NDArray[Any]], results: Sequence[NDArray[Any]],
+              arguments: Sequence[Any]) -> None:
+        """See `core.engine.backends.Driven`; the calls of the driver are not for executables that carry."""
+        with self._lock:
+            (table,) = self._body
+            assert isinstance(table, PlanTable) and not self._options.carried
+            self._point(given, results)
+            drivers.run(driver, table, self._bases, arguments)
+
     def _fresh(self) -> list[NDArray[Any]]:
         """Arrays for results; a large one that nobody has any more is used again, since new pages cost time."""
         for number, result in enumerate(self._results):
@@ -138,15 +148,19 @@ class CpuExecutable:
 
     def _run(self, segments: Sequence[PlanTable | HostStep], given: Sequence[NDArray[Any]],
              fresh: Sequence[NDArray[Any]]) -> None:
-        for number, array in enumerate(given, self._first_given):
-            self._bases[number] = _address(array)
-        for number, array in enumerate(fresh, self._first_fresh):
-            self._bases[number] = _address(array)
+        self._point(given, fresh)
         for segment in segments:
             if isinstance(segment, PlanTable):
                 threads.run(segment, self._bases)
             else:
                 self._run_on_host(segment, [self._arena, self._kept, *self._held, *given, *self._spare, *fresh])
+
+    def _point(self, given: Sequence[NDArray[Any]], fresh: Sequence[NDArray[Any]]) -> None:
+        """Let the plan read and write these arrays."""
+        for number, array in enumerate(given, self._first_given):
+            self._bases[number] = _address(array)
+        for number, array in enumerate(fresh, self._first_fresh):
+            self._bases[number] = _address(array)
 
     def _run_on_host(self, step: HostStep, memories: Sequence[NDArray[Any]]) -> None:
         inputs = [self._array(view, memories) for view in step.inputs]

@@ -53,3 +53,11 @@ TURNSTILE = 6 * LINE
 """The condition variable that workers sleep on."""
 CLAIMS = 7 * LINE
 """Pieces claimed of each thread's share, a line each."""
+
+# What a driver calls the plan by.
+NETWORK_CONTROL = 0
+"""The control block of a pool, or 0: the plan runs on the caller's thread."""
+NETWORK_PLAN = 1
+NETWORK_BASES = 2
+NETWORK_STEPS = 3
+NETWORK_WORDS = 4

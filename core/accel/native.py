@@ -37,6 +37,10 @@ from core.accel.layout import (
     LINE,
     MAXIMUM_OPERANDS,
     MUTEX,
+    NETWORK_BASES,
+    NETWORK_CONTROL,
+    NETWORK_PLAN,
+    NETWORK_STEPS,
     OFFSET,
     OPERAND_WORDS,
     OPERANDS_START,
@@ -132,6 +136,16 @@ def _get(typing_context: Any, words: Any, index: Any) -> Any:
         return builder.load(builder.bitcast(builder.gep(arguments[0], [arguments[1]]), kind.as_pointer()))
 
     return POINTERS(WORDS, types.int64), codegen
+
+
+@intrinsic
+def _words(typing_context: Any, words: Any, index: Any) -> Any:
+    """The words that a word points to."""
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(WORDS)
+        return builder.load(builder.bitcast(builder.gep(arguments[0], [arguments[1]]), kind.as_pointer()))
+
+    return WORDS(WORDS, types.int64), codegen
 
 
 @_compiled
@@ -283,6 +297,21 @@ def lead(control: Any, plan: Any, bases: Any, first: int, last: int) -> None:
     spins = 0
     while load(control, ACTIVE) > 0:
         spins = _spin(spins)
+
+
+_walk = _compiled(walk)
+_lead = _compiled(lead)
+
+
+@_compiled
+def call(network: Any) -> None:
+    """Run the whole plan that the words of a network name, for a driver."""
+    plan = _get(network, NETWORK_PLAN)
+    bases = _get(network, NETWORK_BASES)
+    if network[NETWORK_CONTROL] == 0:
+        _walk(plan, bases, 0, network[NETWORK_STEPS])
+    else:
+        _lead(_words(network, NETWORK_CONTROL), plan, bases, 0, network[NETWORK_STEPS])
 
 
 @_compiled

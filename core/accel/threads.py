@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from core.accel import layout, store, walker
@@ -39,7 +39,7 @@ class Pool:
 
     def run(self, table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
         """Run steps of a plan; alone on the calling thread if another caller has the workers."""
-        if not table.parallel or self.threads == 1 or not self._lock.acquire(blocking=False):
+        if not self._take(table):
             walker.walk(table, bases, first, last)
             return
         try:
@@ -47,6 +47,21 @@ class Pool:
             _lead()(_scratch, _scratch, control, table.address, bases, first, len(table) if last is None else last)
         finally:
             self._lock.release()
+
+    @contextlib.contextmanager
+    def lent(self, table: PlanTable) -> Iterator[Any]:
+        """The control block, for compiled code that runs the plan itself; None if it shall run it alone."""
+        if not self._take(table):
+            yield None
+            return
+        try:
+            yield self._control or self._start()
+        finally:
+            self._lock.release()
+
+    def _take(self, table: PlanTable) -> bool:
+        """Get hold of the workers for a plan, if it needs any and they are free."""
+        return table.parallel and self.threads > 1 and self._lock.acquire(blocking=False)
 
     def close(self) -> None:
         """End the workers, once the plan they run is done; later plans run on their callers' threads."""

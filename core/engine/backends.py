@@ -6,9 +6,9 @@ Invariant: this is the one file of the engine that reaches `core.accel`, by name
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -70,6 +70,28 @@ class Executable(Protocol):
 
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Run on storage arrays, the held ones left out; gives fresh arrays, carried ones left out."""
+
+
+@runtime_checkable
+class Driven(Protocol):
+    """An executable that compiles the loop around it."""
+
+    def drive(self, driver: Callable[..., None], given: Sequence[NDArray[Any]], results: Sequence[NDArray[Any]],
+              arguments: Sequence[Any]) -> None:
+        """Run a driver (see `core.engine.driver`) whose calls read `given` and write `results`."""
+
+
+def drive(executable: Executable, driver: Callable[..., None], given: Sequence[NDArray[Any]],
+          results: Sequence[NDArray[Any]], arguments: Sequence[Any]) -> None:
+    """Run a driver around any executable."""
+    def network() -> None:
+        for own, result in zip(results, executable(given), strict=True):
+            own[...] = result
+
+    if isinstance(executable, Driven):
+        executable.drive(driver, given, results, arguments)
+    else:
+        driver(network, *arguments)
 
 
 class Backend(Protocol):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from core.engine import tree
 from core.engine.array import Array, as_array
-from core.engine.backends import Executable, Options, Report, backend
+from core.engine.backends import Executable, Options, Report, backend, drive
 from core.engine.errors import ShapeError
 from core.engine.graph import Aval, Graph
 from core.engine.ops.control import call
@@ -124,6 +126,23 @@ class Program:
         if self._options.carried:
             return _wrap(compiled.structure.children[1], compiled.outputs[self._options.held:], results)
         return _wrap(compiled.structure, compiled.outputs, results)
+
+    def drive(self, driver: Callable[..., None], inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]],
+              *arguments: Any) -> None:
+        """Run a loop that calls this program itself; see `core.engine.driver`.
+
+        Parameters
+        ----------
+        driver : takes the program and the arguments
+        inputs : storage of the arguments of every call, C-contiguous
+        outputs : storage for the results of every call, C-contiguous
+        arguments : of the driver: flat arrays and numbers
+        """
+        arrays = [as_array(array) for array in inputs]
+        structure = tree.flatten(tuple(arrays))[1]
+        self._turn_to((structure, [array.aval for array in arrays]), arrays)
+        assert self._holder is not None
+        drive(self._holder.executable, driver, inputs, outputs, arguments)
 
     def _turn_to(self, signature: tuple[tree.Structure, list[Aval]], arrays: Sequence[Array]) -> None:
         """Let the executable for arguments of this signature hold what is owned."""
