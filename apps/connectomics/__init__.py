@@ -1,0 +1,1 @@
+"""Connectomics: flood-filling networks for volumes of electron microscopy, from seeds to measured segmentations."""

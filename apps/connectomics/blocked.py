@@ -1,0 +1,105 @@
+"""Segment by blocks: volumes larger than memory, by several processes or machines, in pieces that are joined at last.
+
+Each block is filled in by itself, from seeds of its own; `reconcile` tells which objects are one.
+
+Invariant: the result depends on the volume, the network and the settings, not on who computes which block and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.app import Report, config_values, load_config
+from apps.connectomics.blocks import Block, Grid
+from apps.connectomics.config import ConnectomicsConfig, SegmentSettings
+from apps.connectomics.ledger import Ledger
+from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
+from apps.connectomics.segment import ORIGIN, as_network_sees, fill, program_of, triple
+from apps.connectomics.volumes import Volume, create_volume, open_volume
+from apps.connectomics.workers import run_blocks
+from core.engine.checkpoint import PART
+from core.engine.errors import ConfigError, DataError, compose
+from core.engine.refusals import Refusals
+from core.engine.run import RunDirectory
+
+_DECIDING = ("axes", "voxel_size", "precision", "seed_policy", "reverse", "segment_threshold", "disco_seed_threshold",
+             "min_segment_size", "min_boundary_dist")
+"""Settings on which the labels of a block depend, besides the model."""
+
+
+def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Report:
+    """Fill in a volume block by block and join the blocks; writes an HDF5 file, and a ledger beside it.
+
+    Raises
+    ------
+    ConfigError
+        If a setting needs the whole volume at once.
+    DataError
+        If no voxel size is known.
+    """
+    if settings.init or settings.seeds:
+        raise ConfigError("--init and --seeds are for whole volumes; leave out --block, or these")
+    if volume.voxel_size is None:
+        raise DataError(compose(f"{volume.address} does not say how large a voxel is", [
+            ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
+    grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
+    ledger = Ledger(out.with_suffix(".blocks"))
+    chosen = {name: value for name, value in config_values(settings).items() if name in _DECIDING}
+    arguments = {"input": str(volume.address), "model": str(settings.model.absolute()),
+                 "digest": _digest(settings.model), "settings": chosen}
+    run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,
+               settings.scheduler or None)
+    ids = reconcile(grid, ledger, settings.agreement)
+    temporary = out.with_name(f".{out.stem}{PART}.h5")
+    temporary.unlink(missing_ok=True)
+    assemble(grid, ledger, ids, create_volume(f"{temporary}:segmentation", volume.shape, np.uint32,
+                                              volume.voxel_size))
+    origins = _origins(grid, ledger, ids)
+    with h5py.File(temporary, "a") as store:
+        store.create_dataset("origins", data=origins)
+    os.replace(temporary, out)
+    return Report({"blocks": len(grid), "segments of blocks": len(origins), "objects": len(np.unique(origins["id"])),
+                   "moves of objects": int(origins["moves"].sum()), "precision": settings.precision})
+
+
+def segment_block(block: Block, arguments: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Fill in one block: ``labels`` u32[z, y, x] and ``origins``, whose positions are those of the whole volume."""
+    settings = load_config(SegmentSettings, None, {**arguments["settings"], "model": arguments["model"]})
+    run = RunDirectory.open(settings.model)
+    config = load_config(ConnectomicsConfig, run.config_path)
+    volume = open_volume(arguments["input"], axes=settings.axes, voxel_size=settings.voxel_size)
+    image = volume.read(block.start, block.stop)
+    rows = np.zeros(0, ORIGIN)
+    if image.min() == image.max():  # outside of what was imaged
+        return {"labels": np.zeros(block.shape, np.uint32), "origins": rows}
+    with Refusals(Path(os.devnull)) as refused:
+        canvas, origins, _ = fill(as_network_sees(image, config), np.zeros(block.shape, np.int32),
+                                  program_of(run, config, settings.precision), config, settings, refused)
+    if origins:
+        rows = np.array([(origin.id, *np.add(origin.seed, block.start), origin.moves, origin.voxels)
+                         for origin in origins], ORIGIN)
+    return {"labels": np.maximum(canvas.labels, 0).astype(np.uint32), "origins": rows}
+
+
+def _origins(grid: Grid, ledger: Ledger, ids: GlobalIds) -> NDArray[Any]:
+    """How all objects of all blocks came to be, by global id; an object of several blocks has several rows."""
+    parts = []
+    for block in grid:
+        rows = ledger.load(block.number)["origins"]
+        rows["id"] = ids.of(block.number, rows["id"].astype(np.uint32))
+        parts.append(rows)
+    return np.sort(np.concatenate(parts), order=("id", "z", "y", "x"))
+
+
+def _digest(run: Path) -> str:
+    """Of the network and its settings."""
+    opened = RunDirectory.open(run)
+    return hashlib.sha256(opened.model_path.read_bytes() + opened.config_path.read_bytes()).hexdigest()

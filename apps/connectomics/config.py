@@ -1,0 +1,144 @@
+"""Settings of the commands on volumes: the command line, the TOML file and the web form are made from these classes.
+
+Invariant: the defaults are those of the published network of FIB-25; sizes, steps and positions are in voxels, z y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apps.app import TrainingConfig, setting
+from core.engine.errors import ConfigError
+
+PRECISIONS = ("f32", "bf16")
+POLICIES = ("PolicyPeaks", "PolicyPeaks2d", "PolicyImagePeaks", "PolicyGrid3d")
+
+
+def three(name: str, numbers: Sequence[float], *, odd: bool = False) -> None:
+    """Refuse a setting that has not one number an axis."""
+    if len(numbers) != 3 or (odd and not all(number % 2 for number in numbers)):
+        expected = "three odd numbers, z y x" if odd else "three numbers, z y x"
+        raise ConfigError(f"{name.replace('_', '-')} is {expected}; found {' '.join(map(str, numbers))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectomicsConfig(TrainingConfig):
+    """What is learned, from what, and by which network."""
+
+    # The data
+    raw: str = setting("raw", "dataset of the image, where DATA are HDF5 files")
+    labels: str = setting("labels", "dataset of the labels; 0 is no object")
+    begin: tuple[int, ...] = setting((), "first voxel of the part that is learned from", low=0, unit="voxels z y x")
+    end: tuple[int, ...] = setting((), "voxel behind the last one of that part", low=1, unit="voxels z y x")
+    min_object: int = setting(1000, "smallest object that is learned from", low=1, unit="voxels")
+
+    # The network
+    depth: int = setting(12, "pairs of convolutions, the first one included", low=1, high=100)
+    features: int = setting(32, "channels between convolutions", low=1, high=4096)
+    field_of_view: tuple[int, ...] = setting((33, 33, 33), "what the network sees at once", low=1, unit="voxels z y x")
+    deltas: tuple[int, ...] = setting((8, 8, 8), "one step of the field of view", low=0, unit="voxels z y x")
+
+    # The image
+    image_mean: float = setting(128.0, "subtracted from the image")
+    image_stddev: float = setting(33.0, "by which the image is divided", low=1e-6)
+
+    # The mask
+    init_activation: float = setting(0.95, "what the mask begins with at its seed", low=0.5, high=0.9999)
+    pad_value: float = setting(0.05, "mask where nothing was predicted yet", low=0.0001, high=0.9999)
+    move_threshold: float = setting(0.9, "mask from which on the field of view moves", low=0.0001, high=0.9999)
+
+    # The training
+    epochs: int = setting(20, "rounds of steps", low=1, high=1_000_000)
+    steps: int = setting(250, "steps of a round", low=1, high=10_000_000)
+    batch_size: int = setting(4, "objects that are grown side by side", low=1, high=1024)
+    rate: float = setting(1e-3, "highest learning rate", low=1e-8, high=10)
+    clip: float = setting(1.0, "largest norm of a gradient", low=1e-6)
+
+    def __post_init__(self) -> None:
+        three("field_of_view", self.field_of_view, odd=True)
+        three("deltas", self.deltas)
+        for name in ("begin", "end"):
+            if getattr(self, name):
+                three(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """How a volume is read."""
+
+    axes: str = setting("", "order of the axes of the file, such as xyz; by default that of the format, or zyx")
+    voxel_size: tuple[float, ...] = setting((), "over that of the file", low=1e-3, unit="nm z y x")
+
+    def __post_init__(self) -> None:
+        if self.voxel_size:
+            three("voxel_size", self.voxel_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloodSettings(ImageSettings):
+    """How objects are filled in."""
+
+    precision: str = setting("f32", "of the network; bf16 is faster and not exact", choices=PRECISIONS)
+    seed_policy: str = setting("PolicyPeaks", "where objects begin", choices=POLICIES)
+    seeds: Path | None = setting(None, "CSV file of seeds, columns z, y, x, in order, instead of the policy")  # noqa: RUF009
+    reverse: bool = setting(False, "try the seeds in reverse order")
+    init: str = setting("", "segmentation FILE.h5:dataset that is kept and added to")
+    segment_threshold: float = setting(0.6, "mask from which on a voxel belongs to its object", low=0.0001, high=0.9999)
+    disco_seed_threshold: float = setting(0.0, "share of a prediction above the move threshold from which on no voxel "
+                                               "rises that was below one half; negative: never", low=-1, high=1)
+    min_segment_size: int = setting(1000, "smallest object", low=1, unit="voxels")
+    min_boundary_dist: tuple[int, ...] = setting((1, 1, 1), "between a seed and other objects", low=0,
+                                                 unit="voxels z y x")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        three("min_boundary_dist", self.min_boundary_dist)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(FloodSettings):
+    """Which part of a labelled volume is segmented and measured."""
+
+    begin: tuple[int, ...] = setting((), "first voxel of the part", low=0, unit="voxels z y x")
+    end: tuple[int, ...] = setting((), "voxel behind the last one of the part", low=1, unit="voxels z y x")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("begin", "end"):
+            if getattr(self, name):
+                three(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(FloodSettings):
+    """Which network fills objects in, and how."""
+
+    model: Path = setting(help="the run whose network is used")  # noqa: RUF009 setting() makes a dataclass field
+    block: tuple[int, ...] = setting((), "largest part that is filled in at once; by default the whole volume", low=33,
+                                     unit="voxels z y x")
+    overlap: tuple[int, ...] = setting((64, 64, 64), "what neighbouring blocks share", low=1, unit="voxels z y x")
+    agreement: float = setting(0.5, "share of the smaller of two pieces of objects, in what blocks share, that both "
+                                    "must have for the objects to be one", low=0, high=1)
+    workers: int = setting(1, "processes that fill in blocks", low=1, high=4096)
+    scheduler: str = setting("", "address of a Dask scheduler whose workers fill in blocks")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        three("overlap", self.overlap)
+        if self.block:
+            three("block", self.block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings:
+    """What a checkpoint does not say of its network."""
+
+    field_of_view: tuple[int, ...] = setting((33, 33, 33), "what the network sees at once", low=1, unit="voxels z y x")
+    deltas: tuple[int, ...] = setting((8, 8, 8), "one step of the field of view", low=0, unit="voxels z y x")
+    image_mean: float = setting(128.0, "subtracted from the image in training")
+    image_stddev: float = setting(33.0, "by which the image was divided in training", low=1e-6)
+    pad_value: float = setting(0.05, "mask where nothing was predicted yet, as in training", low=0.0001, high=0.9999)
+    move_threshold: float = setting(0.9, "mask from which on the field of view moves, as in training", low=0.0001,
+                                    high=0.9999)

@@ -1,0 +1,45 @@
+"""Evaluate: labelled volumes segmented with a run, and how far the result agrees with the labels.
+
+Invariant: every score names its mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.app import Report
+from apps.connectomics.agreement import ContingencyTable, Mask
+from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
+from apps.connectomics.segment import fill, program_of
+from apps.connectomics.train import labelled
+from core.engine.refusals import Refusals
+from core.engine.run import RunDirectory
+
+
+def evaluate(run: RunDirectory, config: ConnectomicsConfig, data: tuple[Path, ...], out: Path, refused: Refusals,
+             settings: EvaluateSettings) -> Report:
+    """Segment a part of each volume and compare it with its labels; tables of all volumes are added up."""
+    program = program_of(run, config, settings.precision)
+    table, objects, moves = ContingencyTable.empty(), 0, 0
+    middles: dict[str, Any] = {}
+    for number, path in enumerate(data):
+        volume = labelled(path, replace(config, begin=settings.begin, end=settings.end))
+        canvas, origins, _ = fill(volume.image, np.zeros(volume.image.shape, np.int32), program, config, settings,
+                                  refused)
+        found = np.maximum(canvas.labels, 0)
+        table += ContingencyTable.of(found, volume.labels)
+        objects, moves = objects + len(origins), moves + canvas.counters.moves
+        middle = len(found) // 2
+        middles |= {f"image {number}": volume.image[middle], f"labels {number}": volume.labels[middle],
+                    f"segmentation {number}": found[middle].astype(np.int64)}
+    rows: list[dict[str, Any]] = []
+    for mask in Mask:
+        scores = table.agreement(mask)
+        rows.append({"mask": str(mask), "voxels": scores.voxels, "voi_split": scores.voi_split,
+                     "voi_merge": scores.voi_merge, "voi": scores.voi, "arand": scores.arand})
+    numbers = {f"{name} ({row['mask']})": row[name] for row in rows for name in ("voi", "arand")}
+    return Report({"objects": objects, "moves": moves, **numbers}, {"agreement": rows}, middles)

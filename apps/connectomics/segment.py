@@ -1,0 +1,231 @@
+"""Segment: a volume of images in, the objects that a trained network fills in out.
+
+Invariant: the output appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.app import Report, load_config
+from apps.connectomics.canvas import Canvas, FloodOptions, Origin
+from apps.connectomics.config import ConnectomicsConfig, FloodSettings, SegmentSettings
+from apps.connectomics.model import FloodFillingNetwork
+from apps.connectomics.seeds import POLICIES, Seeds, within
+from apps.connectomics.volumes import Volume, open_volume
+from apps.progress import LOGGER
+from core.engine import random, tree
+from core.engine.array import Array
+from core.engine.checkpoint import written_whole
+from core.engine.errors import DataError, compose
+from core.engine.jit import Program, jit
+from core.engine.refusals import Refusals
+from core.engine.run import RunDirectory
+
+ORIGIN = np.dtype([(name, np.int64) for name in ("id", "z", "y", "x", "moves", "voxels")])
+"""Of the dataset ``origins``: how an object came to be."""
+ABSURD = 4.0
+"""Standard deviations by which the mean of a normalised image may lie off, and times its deviation may be too large."""
+
+
+def segment(input: str, out: Path, refused: Refusals, settings: SegmentSettings) -> Report:
+    """Fill in the objects of the volume at an address, whole or by blocks; writes an HDF5 file."""
+    run = RunDirectory.open(settings.model)
+    if settings.block:
+        from apps.connectomics.blocked import segment_blocks
+
+        return segment_blocks(open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size), out, settings)
+    return flood(run, load_config(ConnectomicsConfig, run.config_path), input, out, refused, settings)
+
+
+def predict(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, refused: Refusals,
+            settings: FloodSettings) -> Report:
+    """Fill in the objects of the volume at an address with the network of a run; writes an HDF5 file."""
+    return flood(run, config, input, out, refused, settings)
+
+
+def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, refused: Refusals,
+          settings: FloodSettings) -> Report:
+    """See `segment`."""
+    volume = open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size)
+    _check(volume, config)
+    if volume.voxel_size is None:
+        LOGGER.warning("%s does not say how large a voxel is, nor will the segmentation; see --voxel-size", input)
+    image = normalised(volume.read((0, 0, 0), volume.shape), config, input)
+    canvas, origins, seeds = fill(image, initial_labels(settings.init, volume.shape),
+                                  program_of(run, config, settings.precision), config, settings, refused)
+    _write(out, canvas.labels, origins, volume)
+    counters = canvas.counters
+    return Report({"seeds": seeds, "objects": len(origins), "moves": counters.moves,
+                   "moves of objects": sum(origin.moves for origin in origins),
+                   "voxels": sum(origin.voxels for origin in origins),
+                   "overlapping": sum(origin.overlap for origin in origins), "tried": counters.tried,
+                   "too weak": counters.too_weak, "too small": counters.too_small, "precision": settings.precision})
+
+
+def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program, config: ConnectomicsConfig,
+         settings: FloodSettings, refused: Refusals) -> tuple[Canvas, list[Origin], int]:
+    """A canvas with its objects filled in, these objects, and how many seeds there were.
+
+    Parameters
+    ----------
+    image : f32[z, y, x], normalised
+    labels : i32[z, y, x], of what is kept
+    program : see `program_of`
+    """
+    canvas = Canvas(image, labels, program, triple(config.field_of_view), options_of(config, settings))
+    seeds = seeds_of(image, config, settings, refused)
+    origins: list[Origin] = []
+    for origin in canvas.segment([(int(z), int(y), int(x)) for z, y, x in seeds]):
+        if origin is not None:
+            origins.append(origin)
+            LOGGER.info("object %d: %d voxels from %s in %d moves", origin.id, origin.voxels, origin.seed, origin.moves)
+    return canvas, origins, len(seeds)
+
+
+def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str) -> Program:
+    """The network of a run, bound; takes and gives f32[1, z, y, x] of the field of view."""
+    network = run.load_model(FloodFillingNetwork.init(random.key(0), config.depth, config.features))
+    if precision != "f32":
+        network = tree.map(lambda leaf: leaf.astype(precision), network)
+    return jit(_apply, device=config.device).bind(network)
+
+
+def _apply(network: FloodFillingNetwork, image: Array, logits: Array) -> Array:
+    result: Array = network(image, logits)
+    return result
+
+
+def options_of(config: ConnectomicsConfig, settings: FloodSettings) -> FloodOptions:
+    """The options of flood filling: those of the training and those of the command."""
+    return FloodOptions(
+        init_activation=config.init_activation, pad_value=config.pad_value, move_threshold=config.move_threshold,
+        segment_threshold=settings.segment_threshold, disco_seed_threshold=settings.disco_seed_threshold,
+        min_segment_size=settings.min_segment_size, min_boundary_dist=triple(settings.min_boundary_dist),
+        deltas=triple(config.deltas))
+
+
+def normalised(image: NDArray[Any], config: ConnectomicsConfig, source: str) -> NDArray[np.float32]:
+    """An image as the network takes it.
+
+    Raises
+    ------
+    DataError
+        If it holds NaN, is empty, or lies far from what the network was trained on.
+    """
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        where = np.argwhere(~np.isfinite(image))
+        raise DataError(f"the image {source} has {len(where)} voxels that are no finite number, the first at "
+                        f"{tuple(map(int, where[0]))} (z y x)")
+    mean, deviation = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
+    if deviation == 0.0:
+        raise DataError(f"the image {source} has the value {mean:g} everywhere; there is nothing to segment")
+    off = abs(mean - config.image_mean) / config.image_stddev
+    if off > ABSURD or not 1 / ABSURD < deviation / config.image_stddev < ABSURD:
+        raise DataError(compose(f"the image {source} is not like the images of the training", [
+            ("found", f"mean {mean:.4g}, standard deviation {deviation:.4g}"),
+            ("expected", f"about {config.image_mean:g} and {config.image_stddev:g}"),
+            ("hint", "is it another modality, inverted, or of another range (16 bits)? rescale it first")]))
+    return as_network_sees(image, config)
+
+
+def as_network_sees(image: NDArray[Any], config: ConnectomicsConfig) -> NDArray[np.float32]:
+    """An image less the mean and over the deviation of the training, in f32 from the first step on."""
+    centred = image.astype(np.float32) - np.float32(config.image_mean)
+    result: NDArray[np.float32] = centred / np.float32(config.image_stddev)
+    return result
+
+
+def initial_labels(address: str, shape: tuple[int, int, int]) -> NDArray[np.int32]:
+    """The segmentation that is kept, or none."""
+    if not address:
+        return np.zeros(shape, np.int32)
+    volume = open_volume(address)
+    if volume.shape != shape:
+        raise DataError(f"{address} has {_sizes(volume.shape)} voxels, the image has {_sizes(shape)} (z y x)")
+    labels = volume.read((0, 0, 0), shape)
+    if labels.dtype.kind not in "iu" or labels.max(initial=0) >= np.iinfo(np.int32).max:
+        raise DataError(f"{address} holds {labels.dtype} up to {labels.max(initial=0)}; labels are integers below 2^31")
+    return labels.astype(np.int32)
+
+
+def seeds_of(image: NDArray[np.float32], config: ConnectomicsConfig, settings: FloodSettings,
+             refused: Refusals) -> Seeds:
+    """The seeds of a file or a policy, none outside the margin of half a field of view."""
+    margin = [size // 2 for size in config.field_of_view]
+    if settings.seeds is None:
+        found = within(POLICIES[settings.seed_policy](image), image.shape, margin)
+    else:
+        found = read_seeds(settings.seeds, image.shape, margin, refused)
+    return found[::-1] if settings.reverse else found
+
+
+def read_seeds(path: Path, shape: tuple[int, ...], margin: list[int], refused: Refusals) -> Seeds:
+    """Seeds of a CSV file with columns z, y, x; rows that cannot be are refused.
+
+    Raises
+    ------
+    DataError
+        If the file lacks a column or holds no usable seed.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        names = {name.strip(): name for name in rows.fieldnames or ()}
+        if not {"z", "y", "x"} <= names.keys():
+            raise DataError(f"{path} needs the columns z, y, x; found {', '.join(names) or 'none'}")
+        found = [_seed(row, names, number, shape, margin, refused) for number, row in enumerate(rows, 1)]
+    seeds = [seed for seed in found if seed]
+    if not seeds:
+        raise DataError(f"{path} holds no seed that a field of view fits around, in a volume of {_sizes(shape)} voxels")
+    return np.array(seeds, np.int64)
+
+
+def _seed(row: dict[str, str], names: dict[str, str], number: int, shape: tuple[int, ...], margin: list[int],
+          refused: Refusals) -> list[int] | None:
+    """The seed of a row, or None if it is refused."""
+    words = [(row[names[axis]] or "").strip() for axis in "zyx"]
+    shown = ",".join(words)
+    try:
+        seed = [int(word) for word in words]
+    except ValueError:
+        refused.add(number, "not three whole numbers", shown)
+        return None
+    for axis, place, size, least in zip("zyx", seed, shape, margin, strict=True):
+        if not least <= place < size - least:
+            refused.add(number, f"{axis} is {place}; a field of view fits around {least}..{size - least - 1}", shown)
+            return None
+    return seed
+
+
+def _check(volume: Volume, config: ConnectomicsConfig) -> None:
+    if any(size < field for size, field in zip(volume.shape, config.field_of_view, strict=True)):
+        raise DataError(f"{volume.address} has {_sizes(volume.shape)} voxels (z y x); the network sees "
+                        f"{_sizes(config.field_of_view)} at once")
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def triple(numbers: Sequence[int]) -> tuple[int, int, int]:
+    """Three numbers, z y x."""
+    z, y, x = numbers
+    return z, y, x
+
+
+def _write(out: Path, labels: NDArray[np.int32], origins: list[Origin], volume: Volume) -> None:
+    """Write ``segmentation`` u32[z, y, x] and ``origins`` to an HDF5 file."""
+    rows = np.array([(origin.id, *origin.seed, origin.moves, origin.voxels) for origin in origins], ORIGIN)
+    with written_whole(out) as file, h5py.File(file, "w") as store:
+        data = store.create_dataset("segmentation", data=np.maximum(labels, 0).astype(np.uint32), compression="gzip",
+                                    chunks=tuple(min(size, 64) for size in labels.shape))
+        if volume.voxel_size is not None:
+            data.attrs["voxel_size"] = volume.voxel_size
+        store.create_dataset("origins", data=rows)

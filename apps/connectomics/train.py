@@ -1,0 +1,163 @@
+"""Training: masks that grow from their centres, and a network that learns what to make of them.
+
+Every step shows the network what it made of the object in the steps before (Januszewski et al. 2016, arXiv 1611.00421,
+section 3); gradients do not go back through steps.
+
+Invariant: the masks are part of the training's state, so that a resumed training goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.app import Report
+from apps.connectomics.canvas import logit
+from apps.connectomics.config import ConnectomicsConfig
+from apps.connectomics.model import FloodFillingNetwork
+from apps.connectomics.sampling import Labelled, Moment, Sampler, centres
+from apps.connectomics.segment import normalised, triple
+from apps.connectomics.volumes import open_volume
+from core.engine import ops, random
+from core.engine.array import Array, as_array
+from core.engine.errors import DataError, compose
+from core.engine.grad import value_and_grad
+from core.engine.jit import jit
+from core.engine.losses import binary_cross_entropy
+from core.engine.module import register_dataclass
+from core.engine.optim import Adam, clip_by_global_norm
+from core.engine.refusals import Refusals
+from core.engine.run import RunDirectory
+from core.engine.schedule import cosine, warm_up
+from core.engine.train import Progress, State, fit
+
+WARM_UP = 0.05
+"""Share of the steps over which the rate rises."""
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Growth:
+    """What a step carries to the next one besides the parameters.
+
+    Attributes
+    ----------
+    adam : state of the optimiser
+    masks : f32[batch, z, y, x], logits of the objects that are growing
+    """
+
+    adam: Any
+    masks: Array
+
+
+def train(data: tuple[Path, ...], config: ConnectomicsConfig, run: RunDirectory,
+          refused: Refusals) -> Generator[Progress, None, Report]:
+    """Train a network on labelled volumes."""
+    volumes = [labelled(path, config) for path in data]
+    sampler = sampler_of(volumes, config)
+    key = random.key(config.seed)
+    network = FloodFillingNetwork.init(random.fold_in(key, 0), config.depth, config.features)
+    total = config.epochs * config.steps
+    fitted = yield from fit(
+        jit(step_of(config), device=config.device), State(network, Growth(Adam().init(network), blank_masks(config))),
+        lambda epoch: map(arrays, sampler.epoch(epoch, config.steps)), epochs=config.epochs,
+        schedule=warm_up(config.rate * 0.01, round(WARM_UP * total), cosine(config.rate, config.rate * 0.01, total)),
+        run=run)
+    run.save_model(fitted.parameters)
+    curve = [{"epoch": line["epoch"], "step": line["step"], "loss": line["loss"]}
+             for line in run.metrics() if line["epoch_done"]]
+    return Report({"volumes": len(volumes), "centres": len(sampler.centres.places),
+                   "classes": len(sampler.centres.starts) - 1, "steps": total,
+                   "loss": curve[-1]["loss"]}, tables={"learning_curve": curve}, arrays=pictures(fitted.parameters,
+                                                                                              sampler, config))
+
+
+def dry_run(data: tuple[Path, ...], config: ConnectomicsConfig) -> dict[str, Any]:
+    """Shapes of one step."""
+    volumes = [labelled(path, config) for path in data]
+    sampler = sampler_of(volumes, config)
+    moment = next(iter(sampler.epoch(0, 1)))
+    return {"image": f"f32{list(volumes[0].image.shape)}", "centres": len(sampler.centres.places),
+            "field of view": f"f32{list(moment.image.shape)}", "masks": f"f32{list(blank_masks(config).shape)}"}
+
+
+def labelled(path: Path, config: ConnectomicsConfig) -> Labelled:
+    """The part of a file's volumes that is learned from.
+
+    Raises
+    ------
+    DataError
+        If image and labels differ in size, or the part does not lie in them.
+    """
+    image, labels = (open_volume(f"{path}:{name}") for name in (config.raw, config.labels))
+    if image.shape != labels.shape:
+        raise DataError(f"{path} holds an image of {image.shape} voxels and labels of {labels.shape} (z y x)")
+    begin, end = config.begin or (0, 0, 0), config.end or image.shape
+    if not all(0 <= first < last <= size for first, last, size in zip(begin, end, image.shape, strict=True)):
+        raise DataError(compose(f"{path} has no voxels from {begin} to before {end}", [
+            ("found", f"{image.shape} voxels, z y x"), ("hint", "see --begin and --end")]))
+    found = labels.read(begin, end)
+    if found.dtype.kind not in "iu":
+        raise DataError(f"{path}:{config.labels} holds {found.dtype}; labels are integers")
+    return Labelled(normalised(image.read(begin, end), config, str(path)), found.astype(np.int64))
+
+
+def sampler_of(volumes: list[Labelled], config: ConnectomicsConfig) -> Sampler:
+    """What brings the batches."""
+    field, deltas = triple(config.field_of_view), triple(config.deltas)
+    radius = [f // 2 + d for f, d in zip(field, deltas, strict=True)]
+    return Sampler(volumes, centres(volumes, radius, config.min_object), field, deltas, config.batch_size, config.seed)
+
+
+def blank_masks(config: ConnectomicsConfig) -> Array:
+    """Masks in which no object has begun."""
+    extent = (f + 2 * d for f, d in zip(config.field_of_view, config.deltas, strict=True))
+    return as_array(np.full((config.batch_size, *extent), logit(config.pad_value), np.float32))
+
+
+def arrays(moment: Moment) -> tuple[Any, ...]:
+    """A moment as the step takes it."""
+    return moment.image, moment.target, moment.offset, moment.fresh
+
+
+def step_of(config: ConnectomicsConfig) -> Callable[..., tuple[State, Array]]:
+    """The step of a training: one look at each object of the batch."""
+    field = tuple(config.field_of_view)
+    blank = np.full([f + 2 * d for f, d in zip(field, config.deltas, strict=True)], logit(config.pad_value), np.float32)
+    np.put(blank, blank.size // 2, logit(config.init_activation))  # extents are odd
+    adam = Adam()
+
+    def step(state: State, rate: Array, batch: tuple[Array, ...]) -> tuple[State, Array]:
+        image, target, offset, fresh = batch
+        masks = ops.select(ops.broadcast_to(fresh.reshape(-1, 1, 1, 1), state.optimiser.masks.shape), blank,
+                           state.optimiser.masks)
+        starts = [[offset[place, axis] for axis in range(3)] for place in range(config.batch_size)]
+        seen = ops.stack([ops.dynamic_slice(masks[place], *start, sizes=field) for place, start in enumerate(starts)])
+
+        def loss(network: FloodFillingNetwork) -> tuple[Array, Array]:
+            logits = network(image, seen)
+            return binary_cross_entropy(logits, target), logits
+
+        (value, logits), gradients = value_and_grad(loss, has_aux=True)(state.parameters)
+        gradients, _ = clip_by_global_norm(gradients, config.clip)
+        network, optimiser = adam.update(gradients, state.optimiser.adam, state.parameters, rate)
+        grown = ops.stack([ops.dynamic_update(masks[place], logits[place], *start)
+                           for place, start in enumerate(starts)])
+        return State(network, Growth(optimiser, grown)), value
+
+    return step
+
+
+def pictures(network: FloodFillingNetwork, sampler: Sampler, config: ConnectomicsConfig) -> dict[str, np.ndarray]:
+    """Middle sections of the first looks at some objects: image, target and the mask found, f32[object, y, x]."""
+    moment = next(iter(sampler.epoch(config.epochs, 1)))
+    seen: np.ndarray = np.full(moment.image.shape, logit(config.pad_value), np.float32)
+    seen[(slice(None), *(f // 2 for f in config.field_of_view))] = logit(config.init_activation)
+    found = jit(lambda network, image, seen: ops.logistic(network(image, seen)), device=config.device)(
+        network, moment.image, seen).numpy()
+    middle = config.field_of_view[0] // 2
+    return {"image": moment.image[:, middle], "target": moment.target[:, middle], "found": found[:, middle]}
