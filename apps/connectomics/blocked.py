@@ -22,12 +22,19 @@ from apps.connectomics.blocks import Block, Grid
 from apps.connectomics.config import ConnectomicsConfig, SegmentSettings
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
-from apps.connectomics.segment import ORIGIN, as_network_sees, fill, program_of, triple
+from apps.connectomics.segment import (
+    ORIGIN,
+    as_network_sees,
+    fill,
+    policy_seeds,
+    program_of,
+    refuse_not_finite,
+    triple,
+)
 from apps.connectomics.volumes import Volume, create_volume, open_volume
 from apps.connectomics.workers import run_blocks
 from core.engine.checkpoint import PART
 from core.engine.errors import ConfigError, DataError, compose
-from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
 
 _DECIDING = ("axes", "voxel_size", "precision", "seed_policy", "reverse", "segment_threshold", "disco_seed_threshold",
@@ -53,7 +60,8 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
     ledger = Ledger(out.with_suffix(".blocks"))
     chosen = {name: value for name, value in config_values(settings).items() if name in _DECIDING}
-    arguments = {"input": str(volume.address), "model": str(settings.model.absolute()),
+    address = volume.address if "://" in volume.address else os.path.abspath(volume.address)
+    arguments = {"input": address, "model": str(settings.model.absolute()),
                  "digest": _digest(settings.model), "settings": chosen}
     run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,
                settings.scheduler or None)
@@ -77,12 +85,13 @@ def segment_block(block: Block, arguments: Mapping[str, Any]) -> dict[str, NDArr
     config = load_config(ConnectomicsConfig, run.config_path)
     volume = open_volume(arguments["input"], axes=settings.axes, voxel_size=settings.voxel_size)
     image = volume.read(block.start, block.stop)
+    refuse_not_finite(image, volume.address, block.start)
     rows = np.zeros(0, ORIGIN)
     if image.min() == image.max():  # outside of what was imaged
         return {"labels": np.zeros(block.shape, np.uint32), "origins": rows}
-    with Refusals(Path(os.devnull)) as refused:
-        canvas, origins, _ = fill(as_network_sees(image, config), np.zeros(block.shape, np.int32),
-                                  program_of(run, config, settings.precision), config, settings, refused)
+    normal = as_network_sees(image, config)
+    canvas, origins = fill(normal, np.zeros(block.shape, np.int32), program_of(run, config, settings.precision), config,
+                           settings, policy_seeds(normal, config, settings))
     if origins:
         rows = np.array([(origin.id, *np.add(origin.seed, block.start), origin.moves, origin.voxels)
                          for origin in origins], ORIGIN)

@@ -14,7 +14,7 @@ import numpy as np
 from apps.app import Report
 from apps.connectomics.agreement import ContingencyTable, Mask
 from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
-from apps.connectomics.segment import fill, program_of
+from apps.connectomics.segment import fill, policy_seeds, program_of
 from apps.connectomics.train import labelled
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
@@ -28,8 +28,8 @@ def evaluate(run: RunDirectory, config: ConnectomicsConfig, data: tuple[Path, ..
     middles: dict[str, Any] = {}
     for number, path in enumerate(data):
         volume = labelled(path, replace(config, begin=settings.begin, end=settings.end))
-        canvas, origins, _ = fill(volume.image, np.zeros(volume.image.shape, np.int32), program, config, settings,
-                                  refused)
+        canvas, origins = fill(volume.image, np.zeros(volume.image.shape, np.int32), program, config, settings,
+                               policy_seeds(volume.image, config, settings))
         found = np.maximum(canvas.labels, 0)
         table += ContingencyTable.of(found, volume.labels)
         objects, moves = objects + len(origins), moves + canvas.counters.moves

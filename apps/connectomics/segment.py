@@ -59,11 +59,13 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
     if volume.voxel_size is None:
         LOGGER.warning("%s does not say how large a voxel is, nor will the segmentation; see --voxel-size", input)
     image = normalised(volume.read((0, 0, 0), volume.shape), config, input)
-    canvas, origins, seeds = fill(image, initial_labels(settings.init, volume.shape),
-                                  program_of(run, config, settings.precision), config, settings, refused)
+    seeds = policy_seeds(image, config, settings) if settings.seeds is None else read_seeds(
+        settings.seeds, image.shape, config, refused)
+    canvas, origins = fill(image, initial_labels(settings.init, volume.shape),
+                           program_of(run, config, settings.precision), config, settings, seeds)
     _write(out, canvas.labels, origins, volume)
     counters = canvas.counters
-    return Report({"seeds": seeds, "objects": len(origins), "moves": counters.moves,
+    return Report({"seeds": len(seeds), "objects": len(origins), "moves": counters.moves,
                    "moves of objects": sum(origin.moves for origin in origins),
                    "voxels": sum(origin.voxels for origin in origins),
                    "overlapping": sum(origin.overlap for origin in origins), "tried": counters.tried,
@@ -71,8 +73,8 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
 
 
 def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program, config: ConnectomicsConfig,
-         settings: FloodSettings, refused: Refusals) -> tuple[Canvas, list[Origin], int]:
-    """A canvas with its objects filled in, these objects, and how many seeds there were.
+         settings: FloodSettings, seeds: Seeds) -> tuple[Canvas, list[Origin]]:
+    """A canvas with its objects filled in, and these objects.
 
     Parameters
     ----------
@@ -81,13 +83,13 @@ def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program
     program : see `program_of`
     """
     canvas = Canvas(image, labels, program, triple(config.field_of_view), options_of(config, settings))
-    seeds = seeds_of(image, config, settings, refused)
     origins: list[Origin] = []
-    for origin in canvas.segment([(int(z), int(y), int(x)) for z, y, x in seeds]):
+    ordered = seeds[::-1] if settings.reverse else seeds
+    for origin in canvas.segment([(int(z), int(y), int(x)) for z, y, x in ordered]):
         if origin is not None:
             origins.append(origin)
             LOGGER.info("object %d: %d voxels from %s in %d moves", origin.id, origin.voxels, origin.seed, origin.moves)
-    return canvas, origins, len(seeds)
+    return canvas, origins
 
 
 def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str) -> Program:
@@ -120,10 +122,7 @@ def normalised(image: NDArray[Any], config: ConnectomicsConfig, source: str) -> 
     DataError
         If it holds NaN, is empty, or lies far from what the network was trained on.
     """
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        where = np.argwhere(~np.isfinite(image))
-        raise DataError(f"the image {source} has {len(where)} voxels that are no finite number, the first at "
-                        f"{tuple(map(int, where[0]))} (z y x)")
+    refuse_not_finite(image, source)
     mean, deviation = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
     if deviation == 0.0:
         raise DataError(f"the image {source} has the value {mean:g} everywhere; there is nothing to segment")
@@ -134,6 +133,14 @@ def normalised(image: NDArray[Any], config: ConnectomicsConfig, source: str) -> 
             ("expected", f"about {config.image_mean:g} and {config.image_stddev:g}"),
             ("hint", "is it another modality, inverted, or of another range (16 bits)? rescale it first")]))
     return as_network_sees(image, config)
+
+
+def refuse_not_finite(image: NDArray[Any], source: str, start: Sequence[int] = (0, 0, 0)) -> None:
+    """Raise `DataError` if a part of an image, which begins at a voxel z y x, holds NaN or infinities."""
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        where = np.argwhere(~np.isfinite(image))
+        raise DataError(f"the image {source} has {len(where)} voxels that are no finite number, the first at "
+                        f"{tuple(map(int, where[0] + start))} (z y x)")
 
 
 def as_network_sees(image: NDArray[Any], config: ConnectomicsConfig) -> NDArray[np.float32]:
@@ -156,18 +163,12 @@ def initial_labels(address: str, shape: tuple[int, int, int]) -> NDArray[np.int3
     return labels.astype(np.int32)
 
 
-def seeds_of(image: NDArray[np.float32], config: ConnectomicsConfig, settings: FloodSettings,
-             refused: Refusals) -> Seeds:
-    """The seeds of a file or a policy, none outside the margin of half a field of view."""
-    margin = [size // 2 for size in config.field_of_view]
-    if settings.seeds is None:
-        found = within(POLICIES[settings.seed_policy](image), image.shape, margin)
-    else:
-        found = read_seeds(settings.seeds, image.shape, margin, refused)
-    return found[::-1] if settings.reverse else found
+def policy_seeds(image: NDArray[np.float32], config: ConnectomicsConfig, settings: FloodSettings) -> Seeds:
+    """The seeds of a policy, none outside the margin of half a field of view."""
+    return within(POLICIES[settings.seed_policy](image), image.shape, [size // 2 for size in config.field_of_view])
 
 
-def read_seeds(path: Path, shape: tuple[int, ...], margin: list[int], refused: Refusals) -> Seeds:
+def read_seeds(path: Path, shape: tuple[int, ...], config: ConnectomicsConfig, refused: Refusals) -> Seeds:
     """Seeds of a CSV file with columns z, y, x; rows that cannot be are refused.
 
     Raises
@@ -175,6 +176,7 @@ def read_seeds(path: Path, shape: tuple[int, ...], margin: list[int], refused: R
     DataError
         If the file lacks a column or holds no usable seed.
     """
+    margin = [size // 2 for size in config.field_of_view]
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         names = {name.strip(): name for name in rows.fieldnames or ()}
