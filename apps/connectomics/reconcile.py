@@ -82,7 +82,7 @@ class GlobalIds:
 
     def of(self, number: int, labels: NDArray[np.uint32]) -> NDArray[np.int64]:
         """The ids of an array of labels of a block; 0 stays 0."""
-        return map_array(labels, self.labels[number], self.ids[number])  # type: ignore[no-untyped-call]
+        return map_array(labels, self.labels[number], self.ids[number])
 
 
 def reconcile(grid: Grid, results: Results, fraction: float = FRACTION) -> GlobalIds:
@@ -129,7 +129,7 @@ def agreements(first: NDArray[np.uint32], second: NDArray[np.uint32], fraction: 
     -------
     u32[pair, 2], a label of either block each, ascending
     """
-    pieces = [measure.label(labels, connectivity=1) for labels in (first, second)]  # type: ignore[no-untyped-call]
+    pieces = [measure.label(labels, connectivity=1) for labels in (first, second)]
     sizes = [np.bincount(piece.ravel()) for piece in pieces]
     table = _contingency(pieces[0], pieces[1])
     (a, b), voxels = table.coords, table.data

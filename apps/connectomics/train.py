@@ -155,9 +155,9 @@ def step_of(config: ConnectomicsConfig) -> Callable[..., tuple[State, Array]]:
 def pictures(network: FloodFillingNetwork, sampler: Sampler, config: ConnectomicsConfig) -> dict[str, np.ndarray]:
     """Middle sections of the first looks at some objects: image, target and the mask found, f32[object, y, x]."""
     moment = next(iter(sampler.epoch(config.epochs, 1)))
+    z, y, x = (size // 2 for size in config.field_of_view)
     seen: np.ndarray = np.full(moment.image.shape, logit(config.pad_value), np.float32)
-    seen[(slice(None), *(f // 2 for f in config.field_of_view))] = logit(config.init_activation)
+    seen[:, z, y, x] = logit(config.init_activation)
     found = jit(lambda network, image, seen: ops.logistic(network(image, seen)), device=config.device)(
         network, moment.image, seen).numpy()
-    middle = config.field_of_view[0] // 2
-    return {"image": moment.image[:, middle], "target": moment.target[:, middle], "found": found[:, middle]}
+    return {"image": moment.image[:, z], "target": moment.target[:, z], "found": found[:, z]}

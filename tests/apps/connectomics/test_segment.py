@@ -21,7 +21,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("run") / "run")
 
 
-def segmented(capsys: pytest.CaptureFixture[str], run: Path, volume: object, out: Path, *more: object) -> dict[str, Any]:
+def segmented(capsys: pytest.CaptureFixture[str], run: Path, volume: object, out: Path,
+              *more: object) -> dict[str, Any]:
     """What the command says as JSON, its exit code among it."""
     words = ["connectomics", "segment", str(volume), "--model", str(run), "--out", str(out), "--min-segment-size", "50",
              "--json", *map(str, more)]
@@ -98,7 +99,7 @@ def written(path: Path, image: np.ndarray) -> str:
     (np.zeros((40, 40, 40), np.uint8), "has the value 0 everywhere"),
     (np.full((5, 40, 40), 3, np.uint8), "has 5 x 40 x 40 voxels (z y x); the network sees 7 x 7 x 7 at once"),
     (np.where(np.arange(64000).reshape(40, 40, 40) == 41, np.nan, 100).astype(np.float32), "the first at (0, 1, 1)"),
-    (np.random.default_rng(0).integers(0, 60000, (40, 40, 40)).astype(np.uint16), "not like the images of the training"),
+    (np.random.default_rng(0).integers(0, 60000, (40, 40, 40), np.uint16), "not like the images of the training"),
 ])
 def test_images_that_cannot_be_segmented(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                          image: np.ndarray, message: str) -> None:
