@@ -180,7 +180,7 @@ class Sampler:
         box = tuple(slice(c - f // 2 - d, c + f // 2 + d + 1)
                     for c, f, d in zip(centre, self.field_of_view, self.deltas, strict=True))
         image, mask = volume.image[box], volume.labels[box] == volume.labels[centre]
-        mirrored = [axis for axis in range(3) if generator.random() < 0.5]
+        mirrored = tuple(axis for axis in range(3) if generator.random() < 0.5)
         image, mask = np.flip(image, mirrored), np.flip(mask, mirrored)
         if generator.random() < 0.5 and image.shape[1] == image.shape[2]:
             image, mask = image.swapaxes(1, 2), mask.swapaxes(1, 2)
