@@ -28,9 +28,16 @@ def decode_bf16(bits: Any) -> Any:
 def encode_bf16(value: Any) -> Any:
     """bfloat16 bits of a float32, to nearest and ties to even; NaN stays a quiet NaN."""
     bits = bits_of_f32(value)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
-    return np.uint16(quiet if value != value else rounded)
+    # numba adds unsigned numbers in 64 bits; only what is cut back at once stays in vectors of 32.
+    upper = np.uint32(bits >> np.uint32(16))
+    rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16))
+    return np.uint16(np.uint32(upper | np.uint32(0x40)) if value != value else rounded)
+
+
+@njit(**OPTIONS)
+def upper_half(value: Any) -> Any:
+    """bfloat16 bits of a float32 that is one."""
+    return np.uint16(bits_of_f32(value) >> np.uint32(16))
 
 
 @njit(**OPTIONS)
