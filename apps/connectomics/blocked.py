@@ -57,6 +57,9 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     if volume.voxel_size is None:
         raise DataError(compose(f"{volume.address} does not say how large a voxel is", [
             ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
+    if load_config(ConnectomicsConfig, RunDirectory.open(settings.model).config_path).clahe:
+        raise ConfigError("blocks cannot have their contrast evened out one by one; do it to the volume first, or "
+                          "leave out --block")
     grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
     ledger = Ledger(out.with_suffix(".blocks"))
     chosen = {name: value for name, value in config_values(settings).items() if name in _DECIDING}

@@ -33,8 +33,8 @@ def import_checkpoint(input: str, out: Path, refused: Refusals, settings: Import
     depth, features = len(network.blocks) + 1, network.first_a.kernel.shape[-1]
     config = ConnectomicsConfig(
         depth=depth, features=features, field_of_view=settings.field_of_view, deltas=settings.deltas,
-        image_mean=settings.image_mean, image_stddev=settings.image_stddev, pad_value=settings.pad_value,
-        move_threshold=settings.move_threshold)
+        image_mean=settings.image_mean, image_stddev=settings.image_stddev, clahe=settings.clahe,
+        pad_value=settings.pad_value, move_threshold=settings.move_threshold)
     run = RunDirectory.create(out, app="connectomics", command=sys.argv[1:], config=config_values(config),
                               config_text=dump_config(config))
     run.save_model(network)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from apps.cli import main
+from apps.connectomics.segment import equalised
 from tests.apps.connectomics.bright import write_run, write_tubes
 
 APPS = ("apps.connectomics.app:APP",)
@@ -134,3 +135,11 @@ def test_a_volume_without_a_voxel_size(run: Path, tmp_path: Path, capsys: pytest
     assert segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "out.h5")["exit_code"] == 0
     blocks = segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "out.h5", "--block", "33,33,33")
     assert blocks["exit_code"] == 3 and "does not say how large a voxel is" in blocks["error"]
+
+
+def test_contrast_may_be_evened_out() -> None:
+    image = np.random.default_rng(0).integers(90, 110, (3, 64, 64)).astype(np.uint8)
+    even = equalised(image)
+    assert even.shape == image.shape and even.min() >= 0 and even.max() <= 255
+    assert even.std() > 2 * image.std()
+    np.testing.assert_array_equal(even[:1], equalised(image[:1]))
