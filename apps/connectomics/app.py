@@ -27,5 +27,13 @@ APP = App(
                            settings="apps.connectomics.config:SegmentSettings", addresses=True),
         "score": Command("apps.connectomics.scoring:score_addresses", "measure a segmentation against the truth",
                          settings="apps.connectomics.scoring:ScoreSettings", addresses=True),
+        "consensus": Command("apps.connectomics.consensus:consensus_addresses",
+                             "split the segments of a volume by those of another segmentation",
+                             settings="apps.connectomics.config:ConsensusSettings", addresses=True),
+        "skeletonize": Command("apps.connectomics.skeletonizing:skeletonize_address",
+                               "write the skeletons of a segmentation as SWC files",
+                               settings="apps.connectomics.config:SkeletonizeSettings", addresses=True),
+        "export": Command("apps.connectomics.export:export", "copy a volume into another format",
+                          settings="apps.connectomics.config:ExportSettings", addresses=True),
     },
 )

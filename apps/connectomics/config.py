@@ -43,6 +43,7 @@ class ConnectomicsConfig(TrainingConfig):
     # The image
     image_mean: float = setting(128.0, "subtracted from the image")
     image_stddev: float = setting(33.0, "by which the image is divided", low=1e-6)
+    clahe: bool = setting(False, "even out the contrast of each section first (CLAHE), to a range of 0..255")
 
     # The mask
     init_activation: float = setting(0.95, "what the mask begins with at its seed", low=0.5, high=0.9999)
@@ -139,6 +140,47 @@ class ImportSettings:
     deltas: tuple[int, ...] = setting((8, 8, 8), "one step of the field of view", low=0, unit="voxels z y x")
     image_mean: float = setting(128.0, "subtracted from the image in training")
     image_stddev: float = setting(33.0, "by which the image was divided in training", low=1e-6)
+    clahe: bool = setting(False, "the contrast of each section was evened out first (CLAHE)")
     pad_value: float = setting(0.05, "mask where nothing was predicted yet, as in training", low=0.0001, high=0.9999)
     move_threshold: float = setting(0.9, "mask from which on the field of view moves, as in training", low=0.0001,
                                     high=0.9999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsensusSettings(ImageSettings):
+    """Of what two segmentations agree on."""
+
+    other: str = setting(help="the second segmentation of the same volume, such as OTHER.h5:segmentation")
+    min_size: int = setting(1000, "smallest segment", low=1, unit="voxels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkeletonizeSettings(ImageSettings):
+    """How skeletons are made."""
+
+    scale: float = setting(1.5, "reach of a branch of a skeleton, times its radius", low=0)
+    constant: float = setting(500.0, "and added to that", low=0, unit="nm")
+    minimum_voxels: int = setting(100, "smallest part of a segment that gets a skeleton", low=1, unit="voxels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(ImageSettings):
+    """How a volume is written for others to read."""
+
+    format: str = setting("", "of --out; by default what its name says: FILE.h5:DATASET, FOLDER.zarr or FOLDER.n5",
+                          choices=("", "precomputed", "zarr2", "zarr3", "n5"))
+    labels: bool = setting(False, "precomputed: the volume is a segmentation; known of u32, u64 and i64")
+    scales: int | None = setting(None, "precomputed: how many coarser scales; by default until one chunk holds all",
+                                 low=0, high=30)
+    skeletons: bool = setting(False, "precomputed: skeletons of the segments too")
+    url: str = setting("http://127.0.0.1:8000", "precomputed: where the folder around --out will be served, for a link")
+    image: str = setting("", "precomputed: a second layer of the link, such as precomputed://gs://BUCKET/IMAGE, or a "
+                             "folder at the url")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = {"labels": self.labels, "scales": self.scales is not None, "skeletons": self.skeletons,
+                 "image": self.image}
+        if any(asked.values()) and self.format != "precomputed":
+            name = next(name for name in asked if asked[name])
+            raise ConfigError(f"--{name} is for precomputed volumes: add --format precomputed")

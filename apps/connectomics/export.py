@@ -1,0 +1,133 @@
+"""Export: a volume in another format, for Neuroglancer with coarser scales and skeletons.
+
+Invariant: a volume is copied block by block, a whole number of the target's chunks each; what is held does not grow
+with it, skeletons aside. The copy appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from operator import mul
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.app import Report
+from apps.connectomics.config import ExportSettings, SkeletonizeSettings
+from apps.connectomics.formats import Address
+from apps.connectomics.neuroglancer import refer_to_skeletons, state_link, write_skeletons
+from apps.connectomics.outputs import made_whole
+from apps.connectomics.pyramid import coarser_image, coarser_labels, coarser_shape, halved
+from apps.connectomics.skeletonizing import check_skeletonizable, known_voxel_size, measures, skeletons_of
+from apps.connectomics.volumes import Volume, WritableVolume, create_volume, open_volume
+from core.engine.errors import ConfigError, DataError, compose
+from core.engine.refusals import Refusals
+
+CHUNK = 64
+"""Side in voxels of the pieces in which an export is kept."""
+BLOCK = 256
+"""Side in voxels of what is read at once; a whole number of chunks, also when it is halved."""
+SUFFIXES = (".zarr", ".n5")
+"""Names of folders that say their format."""
+
+Triple = tuple[int, int, int]
+
+
+def export(input: str, out: Path, refused: Refusals, settings: ExportSettings) -> Report:
+    """Copy a volume into another format. Nothing is refused one by one.
+
+    Raises
+    ------
+    ConfigError
+        If nothing says which format, or there is something at `out`.
+    DataError
+        If the volume has no voxel size, cannot be read, or is not what the format can hold.
+    """
+    address = Address.parse(str(out))
+    hdf5 = address.format == "hdf5" and not settings.format
+    named = hdf5 or settings.format or Path(address.place).suffix in SUFFIXES
+    if not named or bool(address.part) != hdf5:
+        raise ConfigError(compose(f"--out {out} does not say in which format to write", [
+            ("expected", "FILE.h5:DATASET, " + ", ".join(f"FOLDER{suffix}" for suffix in SUFFIXES)),
+            ("hint", "or a folder without a colon and --format, such as --format precomputed")]))
+    volume = open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size)
+    known_voxel_size(volume)
+    if settings.skeletons:
+        check_skeletonizable(volume)
+    with made_whole(Path(address.place)) as made:
+        if settings.format == "precomputed":
+            return _precomputed(volume, made, settings)
+        prefix = f"{settings.format}://" if settings.format else ""
+        place = f"{made}:{address.part}" if hdf5 else f"{prefix}{made}"
+        _copy(volume, create_volume(place, volume.shape, volume.dtype, known_voxel_size(volume), (CHUNK,) * 3))
+    return Report({"voxels": math.prod(volume.shape)})
+
+
+def _precomputed(volume: Volume, made: Path, settings: ExportSettings) -> Report:
+    """Write a precomputed volume with its scales and skeletons."""
+    labels = settings.labels or settings.skeletons or volume.dtype in (np.uint32, np.uint64, np.int64)
+    voxel_size = known_voxel_size(volume)
+    finest = create_volume(f"precomputed://{made}", volume.shape, _label_type(volume) if labels else volume.dtype,
+                           voxel_size, (CHUNK,) * 3)
+    _copy(volume, finest)
+    numbers: dict[str, float | int | str] = {
+        "voxels": math.prod(volume.shape), "coarser scales": _add_scales(finest, labels, settings.scales)}
+    if settings.skeletons:
+        skeletons = skeletons_of(volume, SkeletonizeSettings())
+        numbers |= {"skeletons": write_skeletons(skeletons, voxel_size, made / "skeletons"), **measures(skeletons)}
+        refer_to_skeletons(made, "skeletons")
+    return Report(numbers | {"link": _link(made.name, labels, finest, settings)})
+
+
+def _add_scales(finest: WritableVolume, labels: bool, most: int | None) -> int:
+    """Write coarser scales of a precomputed volume, by default until one chunk holds all; gives their number."""
+    smallest = CHUNK if most is None else 1
+    scale, count = finest, 0
+    while count != most and max(scale.shape) > smallest:
+        count += 1
+        voxel_size = known_voxel_size(scale)
+        factors = halved(scale.shape, voxel_size)
+        z, y, x = map(mul, voxel_size, factors)
+        coarser = create_volume(f"{finest.address}:{count}", coarser_shape(scale.shape, factors), scale.dtype,
+                                (z, y, x), (CHUNK,) * 3)
+        for start, stop in _boxes(coarser.shape, BLOCK // 2):
+            covered = scale.read([*map(mul, start, factors)], [*map(min, map(mul, stop, factors), scale.shape)])
+            coarser.write(start, coarser_labels(covered, factors) if labels else coarser_image(covered, factors))
+        scale = coarser
+    return count
+
+
+def _copy(source: Volume, target: WritableVolume) -> None:
+    """Copy all voxels; labels may change their type."""
+    for start, stop in _boxes(source.shape, BLOCK):
+        values = source.read(start, stop)
+        if values.dtype != target.dtype and values.min() < 0:
+            raise DataError(f"{source.address} holds {values.min()}; labels are whole numbers from 0")
+        target.write(start, values.astype(target.dtype, copy=False))
+
+
+def _boxes(shape: Sequence[int], side: int) -> Iterator[tuple[Triple, Triple]]:
+    """First voxel, and the one behind the last, of the cubes that a volume is cut into."""
+    for z, y, x in itertools.product(*(range(0, length, side) for length in shape)):
+        yield (z, y, x), (min(z + side, shape[0]), min(y + side, shape[1]), min(x + side, shape[2]))
+
+
+def _label_type(volume: Volume) -> np.dtype[Any]:
+    """The type of the labels of a precomputed segmentation."""
+    if volume.dtype.kind not in "iu":
+        raise DataError(f"{volume.address} holds {volume.dtype}; labels are whole numbers from 0")
+    return np.dtype(np.uint64 if volume.dtype.itemsize > 4 else np.uint32)
+
+
+def _link(name: str, labels: bool, volume: Volume, settings: ExportSettings) -> str:
+    """What opens the exported volume, and perhaps an image behind it, in Neuroglancer."""
+    served = f"precomputed://{settings.url.rstrip('/')}/"
+    layers = [(name, "segmentation" if labels else "image", served + urllib.parse.quote(name))]
+    if settings.image:
+        source = settings.image if "://" in settings.image else served + urllib.parse.quote(settings.image)
+        layers.insert(0, (settings.image.rstrip("/").rpartition("/")[2], "image", source))
+    return state_link(layers, volume.shape, known_voxel_size(volume))
