@@ -15,7 +15,7 @@ from apps.app import apps
 from ui import home
 
 ICON = Path(__file__).with_name("icon.svg")  # a named icon would be fetched from elsewhere
-ICONS = {"molecules": ":material/hexagon:"}
+ICONS = {"molecules": ":material/hexagon:", "connectomics": ":material/neurology:"}
 
 
 def main() -> None:

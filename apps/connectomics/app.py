@@ -26,7 +26,7 @@ APP = App(
         "segment": Command("apps.connectomics.segment:segment", "fill in the objects of a volume",
                            settings="apps.connectomics.config:SegmentSettings", addresses=True),
         "score": Command("apps.connectomics.scoring:score_addresses", "measure a segmentation against the truth",
-                         settings="apps.connectomics.scoring:ScoreSettings", addresses=True),
+                         settings="apps.connectomics.config:ScoreSettings", addresses=True),
         "consensus": Command("apps.connectomics.consensus:consensus_addresses",
                              "split the segments of a volume by those of another segmentation",
                              settings="apps.connectomics.config:ConsensusSettings", addresses=True),

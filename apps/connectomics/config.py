@@ -184,3 +184,29 @@ class ExportSettings(ImageSettings):
         if any(asked.values()) and self.format != "precomputed":
             name = next(name for name in asked if asked[name])
             raise ConfigError(f"--{name} is for precomputed volumes: add --format precomputed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(ImageSettings):
+    """What a segmentation is compared with, and how."""
+
+    truth: str = setting(help="labels of the truth, such as GT.h5:groundtruth")
+    margin: int = setting(0, "left out at each side of the volume", low=0, unit="voxels")
+    erl: bool = setting(False, "expected run lengths too")
+    skeletons: Path | None = setting(  # noqa: RUF009 setting() makes a dataclass field
+        None, "of the truth in nm: a folder of SWC files or a graph of em_erl (.npz), instead of own ones")
+    no_merge: str = setting("", "mask of what no skeleton may be merged with, such as GLIA.h5:mask")
+    minimum_radius: tuple[float, ...] = setting((0.0, 30.0, 50.0), "nodes nearer to the surface are left out; one "
+                                                "result for each", low=0, unit="nm")
+    merge_threshold: tuple[int, ...] = setting((1, 10, 25, 50), "nodes of a skeleton that make a segment a merger; one "
+                                               "result for each", low=0)
+    scale: float = setting(1.5, "reach of a branch of a skeleton, times its radius", low=0)
+    constant: float = setting(500.0, "and added to that", low=0, unit="nm")
+    minimum_voxels: int = setting(100, "smallest part of a body that gets a skeleton", low=1, unit="voxels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.erl and (self.skeletons or self.no_merge):
+            raise ConfigError("--skeletons and --no-merge are for expected run lengths: add --erl")
+        if not self.minimum_radius or not self.merge_threshold:
+            raise ConfigError("--minimum-radius and --merge-threshold need at least one number each")

@@ -78,6 +78,18 @@ def open_hdf5(address: str, place: str, part: str) -> Hdf5Dataset:
             name=part)
 
 
+def volumes_of(path: Path) -> list[str]:
+    """Names of the datasets of three or more axes in a file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    with _opened(str(path), path, "r") as file:
+        return _volumes(file)
+
+
 def create_hdf5(address: str, place: str, part: str, shape: tuple[int, ...], dtype: np.dtype[Any],
                 voxel_size: tuple[float, ...], chunk: tuple[int, ...]) -> Hdf5Dataset:
     """The dataset `part` of a file, made if it is not there; its values are compressed."""
