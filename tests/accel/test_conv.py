@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from stepping import Memory
 
 from core.accel.kernels.conv import conv, conv_dw
 from core.engine import dtypes, ops
 from core.engine.grad import vjp
 from core.engine.jit import jit
 from core.engine.ops.contract import mirror
+from tests.accel.stepping import Memory
 
 
 def padded(x, padding, input_dilation):

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from stepping import evaluate
 
 from core.accel import plan
 from core.accel.chips import CHIPS
@@ -23,6 +22,7 @@ from core.engine.jit import close, jit
 from core.engine.nn.activation import gelu, relu, silu
 from core.engine.nn.norm import BatchNorm
 from tests.accel.agreement import assert_agree, assert_same_bits
+from tests.accel.stepping import evaluate
 
 
 def drawn(*shape, dtype="f32"):

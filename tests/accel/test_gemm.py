@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stepping import Memory
 
 from core.accel import chips
 from core.accel.kernels import gemm
 from core.engine import dtypes
+from tests.accel.stepping import Memory
 
 SHAPES = [  # batch, M, K, N
     ((), 1, 1, 1), ((), 14, 3, 32), ((), 15, 7, 33), ((), 13, 40, 31), ((), 28, 64, 64), ((), 4, 4, 4),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stepping import Memory, evaluate
 
 from core.accel.kernels.index import gather, gathered_pair, merge_axes, sort
 from core.accel.kernels.segment import link, scatter_add, segment_reduce
 from core.engine import ops
 from core.engine.jit import jit
+from tests.accel.stepping import Memory, evaluate
 
 FLOATS = ("float32", "float64")
 NUMBERS = (*FLOATS, "int32", "int64")

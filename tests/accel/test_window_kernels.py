@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from stepping import evaluate
 
 from core.accel.kernels.window import argreduce, cumsum, fits, window, window_grad
+from tests.accel.stepping import evaluate
 
 NUMBERS = ("float32", "float64", "int32", "int64")
 NONE = (0, 0)

@@ -20,8 +20,8 @@ import pytest
 from apps.app import Report
 from apps.connectomics import scoring
 from apps.connectomics.agreement import ContingencyTable, Mask
-from apps.connectomics.runlength import Definition
 from apps.connectomics.config import ScoreSettings
+from apps.connectomics.runlength import Definition
 from apps.connectomics.scoring import score, score_addresses
 from apps.connectomics.skeletons import skeletonize, write_swc
 from apps.connectomics.volumes import Volume
