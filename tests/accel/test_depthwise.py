@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_conv import expected_conv, expected_conv_dw, out_space
 
 from core.accel import chips
 from core.accel.kernels import depthwise
 from core.accel.kernels.conv import conv, conv_dw
 from tests.accel.stepping import Memory, evaluate
+from tests.accel.test_conv import expected_conv, expected_conv_dw, out_space
 
 CHIPS = [chip for chip in chips.CHIPS if chip.name != "amx"]  # which has the blocks of avx512
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_conv import CASES, expected_conv
 
 from core.accel import chips, threads
 from core.accel.kernels import conv, gemm, narrow, panels
@@ -15,6 +14,7 @@ from core.engine.errors import ConfigError
 from core.engine.jit import jit
 from core.engine.ops import contract
 from tests.accel.stepping import Memory
+from tests.accel.test_conv import CASES, expected_conv
 
 KINDS = {  # element types of a, b and out
     "bf16": ("bf16", "bf16", "f32"), "bf16 rounded": ("bf16", "bf16", "bf16"),

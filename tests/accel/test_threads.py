@@ -272,7 +272,7 @@ def test_interpreter_ends_cleanly_while_a_plan_runs() -> None:
     program = """
 import sys, threading, time
 sys.path.insert(0, "tests/accel")
-from test_threads import Chain, threads
+from tests.accel.test_threads import Chain, threads
 chain = Chain(10, 100_000)
 threads.set_threads(3)
 chain.result(threads.pool())
