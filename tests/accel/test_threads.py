@@ -270,8 +270,7 @@ def test_setting(setting: str, printed: str) -> None:
 
 def test_interpreter_ends_cleanly_while_a_plan_runs() -> None:
     program = """
-import sys, threading, time
-sys.path.insert(0, "tests/accel")
+import threading, time
 from tests.accel.test_threads import Chain, threads
 chain = Chain(10, 100_000)
 threads.set_threads(3)
