@@ -45,7 +45,7 @@ def product(a: View, b: View, out: View) -> list[Step]:
     out : f32 [M, N], row-major
     """
     rows, columns, depth = *out.shape, a.shape[1]
-    count = slices(rows, columns, depth)
+    count = slices(rows, columns, depth) if out.size else 1
     if count == 1 or out.dtype is not dtypes.float32 or a.dtype is not out.dtype or b.strides[1] != 1:
         return gemm.matmul(a, b, out)
     length = depth // count
