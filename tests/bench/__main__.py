@@ -35,6 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
     path = arguments.out.with_suffix(".jsonl")
     known, machine = records.read(path)
     chosen = [] if arguments.report else _selected(arguments.words, [*rows(), *processes()])
+    if not (chosen or arguments.report):
+        print(f"no row has {' or '.join(arguments.words)} in its name", file=sys.stderr)
+        return 2
     if arguments.resume:
         chosen = [row for row in chosen if row.name not in known]
     if chosen:
@@ -43,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     order = {row.name: number for number, row in enumerate([*rows(), *processes()])}
     known = {name: known[name] for name in sorted(known.keys() & order.keys(), key=order.__getitem__)}
     if not known:
-        print("no rows of these names, and no records to report", file=sys.stderr)
+        print(f"there are no records in {path} to report", file=sys.stderr)
         return 2
     report.write(known, machine, arguments.out)
     for family, count, ratio in report.summary(known):
