@@ -35,12 +35,13 @@ FUNCTION = "tests.apps.connectomics.segmenters:components"
 GRID = Grid((20, 30, 25), (10, 10, 9), (3, 2, 4))
 BLOCKS = 18
 OWNER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.workers import run_blocks
 from tests.apps.connectomics.test_workers import FUNCTION, GRID
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 run_blocks(FUNCTION, json.loads(sys.argv[2]), GRID, Ledger(Path(sys.argv[1])), int(sys.argv[3]))
 """
 
