@@ -101,8 +101,8 @@ def stored(name: str, dtype: DType, imports: Imports) -> str:
     if dtype is dtypes.bool_:
         return f"np.uint8({name})"
     if dtype is dtypes.bfloat16:
-        imports.add((SCALAR, "upper_half"))
-        return f"upper_half({name})"
+        imports.add((SCALAR, "encode_bf16"))  # sums are not rounded before
+        return f"encode_bf16({name})"
     return name
 
 

@@ -286,13 +286,20 @@ def _lower_conv_dw(lowering: Lowering, equation: Equation) -> None:
     x, ct = (lowering.solid(value) for value in equation.inputs)
     params = {name: value for name, value in equation.params.items() if name != "kernel"}
     out = lowering.fresh(equation.outputs[0])
-    if x.shape[:-1] == ct.shape[:-1] and out.size == x.shape[-1] * ct.shape[-1]:  # one tap: pixels meet pixels
+    if _is_pointwise(out.shape[:-2], **equation.params):  # pixels meet pixels
         pixels, inputs, outputs = x.size // x.shape[-1], x.shape[-1], ct.shape[-1]
         lowering.add(slices.product(replace(x, shape=(inputs, pixels), strides=(1, inputs)),
                                     replace(ct, shape=(pixels, outputs), strides=(outputs, 1)),
                                     replace(out, shape=(inputs, outputs), strides=(outputs, 1))))
     else:
         lowering.add(conv_kernels.conv_dw(x, ct, out, **params))
+
+
+def _is_pointwise(taps: Sequence[int], *, stride: Sequence[int], padding: Sequence[Sequence[int]],
+                  input_dilation: Sequence[int], groups: int, **others: Any) -> bool:
+    """Whether a convolution takes each pixel for itself."""
+    return (groups == 1 and all(extent == 1 for extent in (*taps, *stride, *input_dilation))
+            and not any(low or high for low, high in padding))
 
 
 def _lower_gather(lowering: Lowering, equation: Equation) -> None:

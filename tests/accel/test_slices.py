@@ -58,3 +58,18 @@ def test_bits_do_not_depend_on_the_threads() -> None:
     expected = np.einsum("nyxi,nyxo->io", x.astype(np.float64), ct)
     np.testing.assert_allclose(found[0][0, 0], expected, atol=0.02)
     assert all(np.array_equal(found[0], other) for other in found)
+
+
+@pytest.mark.parametrize("taps, groups, padding", [(2, 2, ((1, 0),)), (1, 1, ((1, -1),)), (1, 1, ((0, 0),))])
+def test_what_only_looks_like_one_tap_is_none(taps: int, groups: int, padding: tuple[tuple[int, int], ...]) -> None:
+    """As many weights as for one tap, and as many pixels out as in."""
+    x, ct = drawn(3, 7, 4), drawn(3, 7, 6)
+
+    def gradient(x: Any, ct: Any) -> Any:
+        def forward(w: Any) -> Any:
+            return ops.conv(x, w, stride=(1,), padding=padding, dilation=(1,), input_dilation=(1,), groups=groups)
+
+        return vjp(forward, as_array(np.zeros((taps, 4 // groups, 6), np.float32)))[1](ct)
+
+    mine, expected = (jit(gradient, device=device)(x, ct).numpy() for device in ("cpu", "reference"))
+    np.testing.assert_allclose(mine, expected, atol=1e-5)

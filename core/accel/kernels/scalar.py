@@ -35,12 +35,6 @@ def encode_bf16(value: Any) -> Any:
 
 
 @njit(**OPTIONS)
-def upper_half(value: Any) -> Any:
-    """bfloat16 bits of a float32 that is one."""
-    return np.uint16(bits_of_f32(value) >> np.uint32(16))
-
-
-@njit(**OPTIONS)
 def round_bf16(value: Any) -> Any:
     """A float32 rounded to the nearest bfloat16."""
     return decode_bf16(encode_bf16(value))
