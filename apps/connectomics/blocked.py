@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.app import Report, config_values, load_config
-from apps.connectomics.blocks import Block, Grid
+from apps.connectomics.blocks import Block, Grid, triple
 from apps.connectomics.config import ConnectomicsConfig, SegmentSettings
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
@@ -29,7 +29,6 @@ from apps.connectomics.segment import (
     policy_seeds,
     program_of,
     refuse_not_finite,
-    triple,
 )
 from apps.connectomics.volumes import Volume, create_volume, open_volume
 from apps.connectomics.workers import run_blocks

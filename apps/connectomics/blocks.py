@@ -38,7 +38,7 @@ class Block:
     @property
     def shape(self) -> Triple:
         """Voxels of the box that is computed."""
-        return _triple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        return triple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
 
     def box(self, start: Triple, stop: Triple) -> Box:
         """Where a part of the volume lies in the arrays of this block."""
@@ -81,7 +81,7 @@ class Grid:
     @property
     def counts(self) -> Triple:
         """Blocks along z, y, x."""
-        return _triple(-(-size // core) for size, core in zip(self.shape, self.core, strict=True))
+        return triple(-(-size // core) for size, core in zip(self.shape, self.core, strict=True))
 
     def __len__(self) -> int:
         return math.prod(self.counts)
@@ -93,7 +93,7 @@ class Grid:
         _, rows, columns = self.counts
         place = (number // (rows * columns), number // columns % rows, number % columns)
         spans = [_span(*axis) for axis in zip(place, self.counts, self.shape, self.overlap, strict=True)]
-        start, stop, core_start, core_stop = map(_triple, zip(*spans, strict=True))
+        start, stop, core_start, core_stop = map(triple, zip(*spans, strict=True))
         return Block(number, start, stop, core_start, core_stop)
 
     def following(self, number: int) -> Iterator[int]:
@@ -109,7 +109,7 @@ class Grid:
 
 def shared(first: Block, second: Block) -> tuple[Triple, Triple]:
     """Start and stop of the box that two neighbours share."""
-    return _triple(map(max, first.start, second.start)), _triple(map(min, first.stop, second.stop))
+    return triple(map(max, first.start, second.start)), triple(map(min, first.stop, second.stop))
 
 
 def _span(index: int, count: int, size: int, overlap: int) -> tuple[int, int, int, int]:
@@ -118,6 +118,7 @@ def _span(index: int, count: int, size: int, overlap: int) -> tuple[int, int, in
     return max(0, core_start - overlap // 2), min(size, core_stop + (overlap + 1) // 2), core_start, core_stop
 
 
-def _triple(numbers: Iterable[int]) -> Triple:
+def triple(numbers: Iterable[int]) -> Triple:
+    """Three numbers, z y x."""
     z, y, x = numbers
     return z, y, x

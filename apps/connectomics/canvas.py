@@ -130,7 +130,6 @@ class Canvas:
             np.zeros((1, *self.field_of_view), np.float32) for _ in range(3))
         self._scores, self._targets = np.zeros(6, np.float32), np.zeros(6, np.int64)
         self._state = np.zeros(f.STATE_WORDS, np.int64)
-        self._tried = 0
 
     def segment(self, seeds: Sequence[tuple[int, int, int]]) -> Iterator[Origin | None]:
         """Grow an object from each seed in turn; gives the object or None, and None again while an object grows.
@@ -178,11 +177,11 @@ class Canvas:
 
     def _start(self, seed: tuple[int, int, int]) -> NDArray[np.int64]:
         """The state of an object that consists of its seed."""
-        self._tried += 1
+        self.counters = replace(self.counters, tried=self.counters.tried + 1)
         start = int(np.ravel_multi_index(seed, self.image.shape))
         state = self._state
         state[:] = 0
-        state[f.START], state[f.TAIL], state[f.MARK] = start, 1, self._tried
+        state[f.START], state[f.TAIL], state[f.MARK] = start, 1, self.counters.tried
         state[f.LOWEST:f.LOWEST + 3] = state[f.HIGHEST:f.HIGHEST + 3] = seed
         self._queue[0] = start
         self.logits[seed] = logit(self.options.init_activation)
@@ -191,7 +190,7 @@ class Canvas:
     def _count(self, state: NDArray[np.int64]) -> None:
         old = self.counters
         self.counters = replace(
-            old, tried=old.tried + 1, below_threshold=old.below_threshold + int(state[f.BELOW_THRESHOLD]),
+            old, below_threshold=old.below_threshold + int(state[f.BELOW_THRESHOLD]),
             outside=old.outside + int(state[f.OUTSIDE]), occupied=old.occupied + int(state[f.OCCUPIED]))
 
     def _accept(self, seed: tuple[int, int, int], box: tuple[slice, ...]) -> Origin | None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from apps.app import Report
-from apps.connectomics.agreement import ContingencyTable, Mask
+from apps.connectomics.agreement import ContingencyTable
 from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
+from apps.connectomics.scoring import agreement_rows
 from apps.connectomics.segment import fill, policy_seeds, program_of
 from apps.connectomics.train import labelled
 from core.engine.refusals import Refusals
@@ -36,10 +37,6 @@ def evaluate(run: RunDirectory, config: ConnectomicsConfig, data: tuple[Path, ..
         middle = len(found) // 2
         middles |= {f"image {number}": volume.image[middle], f"labels {number}": volume.labels[middle],
                     f"segmentation {number}": found[middle].astype(np.int64)}
-    rows: list[dict[str, Any]] = []
-    for mask in Mask:
-        scores = table.agreement(mask)
-        rows.append({"mask": str(mask), "voxels": scores.voxels, "voi_split": scores.voi_split,
-                     "voi_merge": scores.voi_merge, "voi": scores.voi, "arand": scores.arand})
+    rows = agreement_rows(table)
     numbers = {f"{name} ({row['mask']})": row[name] for row in rows for name in ("voi", "arand")}
     return Report({"objects": objects, "moves": moves, **numbers}, {"agreement": rows}, middles)

@@ -93,6 +93,11 @@ def _agreement(segmentation: Volume, truth: Volume, low: Sequence[int], high: Se
     table = ContingencyTable.empty()
     for block in _blocks(low, high):
         table += ContingencyTable.of(segmentation.read(*block), truth.read(*block))
+    return agreement_rows(table)
+
+
+def agreement_rows(table: ContingencyTable) -> list[dict[str, Any]]:
+    """A row of scores a mask."""
     rows = []
     for mask in Mask:
         found = table.agreement(mask)

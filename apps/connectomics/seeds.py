@@ -18,11 +18,12 @@ Seeds = NDArray[np.int64]
 
 _SIGMA = 49.0 / 6.0
 """Voxels of the Gaussian of the threshold for edges."""
+_SPACING = 16
 _NOISE_SEED = 42
 _NOISE = 1e-4
 
 
-def peaks(image: NDArray[np.float32], spacing: Sequence[int] = ()) -> Seeds:
+def peaks(image: NDArray[np.float32]) -> Seeds:
     """``PolicyPeaks``: where the distance to edges is largest, in ascending order.
 
     Edges are where the Sobel gradient is above its Gaussian mean; peaks of their distance transform, with a little
@@ -35,23 +36,23 @@ def peaks(image: NDArray[np.float32], spacing: Sequence[int] = ()) -> Seeds:
     return _ascending(_edge_peaks(image, min_distance=3, threshold=0.0))
 
 
-def peaks_2d(image: NDArray[np.float32], spacing: Sequence[int] = ()) -> Seeds:
+def peaks_2d(image: NDArray[np.float32]) -> Seeds:
     """``PolicyPeaks2d``: like `peaks` in each section alone, at least seven voxels apart and 2.5 from an edge."""
     sections = [np.insert(_edge_peaks(section, min_distance=7, threshold=2.5), 0, z, axis=1)
                 for z, section in enumerate(image)]
     return _ascending(np.concatenate(sections))
 
 
-def image_peaks(image: NDArray[np.float32], spacing: Sequence[int] = ()) -> Seeds:
+def image_peaks(image: NDArray[np.float32]) -> Seeds:
     """``PolicyImagePeaks2D3D``'s simplest case: the brightest voxels of their neighbourhood, the brightest first."""
     from skimage.feature import peak_local_max
 
     return np.asarray(peak_local_max(image, min_distance=3, threshold_abs=0, threshold_rel=0), np.int64).reshape(-1, 3)
 
 
-def grid(image: NDArray[np.float32], spacing: Sequence[int] = (16, 16, 16)) -> Seeds:
-    """``PolicyGrid3d``: every so many voxels, z y x, in ascending order."""
-    places = [np.arange(step // 2, size, step) for size, step in zip(image.shape, spacing, strict=True)]
+def grid(image: NDArray[np.float32]) -> Seeds:
+    """``PolicyGrid3d``: every `_SPACING` voxels along each axis, in ascending order."""
+    places = [np.arange(_SPACING // 2, size, _SPACING) for size in image.shape]
     return np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.int64)
 
 
@@ -73,7 +74,7 @@ def _ascending(seeds: Seeds) -> Seeds:
     return seeds[np.lexsort(seeds.T[::-1])]
 
 
-Policy = Callable[..., Seeds]
+Policy = Callable[[NDArray[np.float32]], Seeds]
 POLICIES: Mapping[str, Policy] = {
     "PolicyPeaks": peaks, "PolicyPeaks2d": peaks_2d, "PolicyImagePeaks": image_peaks, "PolicyGrid3d": grid}
 

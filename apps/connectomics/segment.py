@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.app import Report, load_config
+from apps.connectomics.blocks import triple
 from apps.connectomics.canvas import Canvas, FloodOptions, Origin
 from apps.connectomics.config import ConnectomicsConfig, FloodSettings, SegmentSettings
 from apps.connectomics.model import FloodFillingNetwork
@@ -222,12 +223,6 @@ def _check(volume: Volume, config: ConnectomicsConfig) -> None:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def triple(numbers: Sequence[int]) -> tuple[int, int, int]:
-    """Three numbers, z y x."""
-    z, y, x = numbers
-    return z, y, x
 
 
 def _write(out: Path, labels: NDArray[np.int32], origins: list[Origin], volume: Volume) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from apps.app import Report
+from apps.connectomics.blocks import triple
 from apps.connectomics.canvas import logit
 from apps.connectomics.config import ConnectomicsConfig
 from apps.connectomics.model import FloodFillingNetwork
 from apps.connectomics.sampling import Labelled, Moment, Sampler, centres
-from apps.connectomics.segment import normalised, triple
+from apps.connectomics.segment import normalised
 from apps.connectomics.volumes import open_volume
 from core.engine import ops, random
 from core.engine.array import Array, as_array

@@ -102,9 +102,9 @@ class CpuExecutable:
             held = [_empty(array.shape, array.dtype) for array in arrays]
             for own, array in zip(held, arrays, strict=True):
                 own[...] = array
-            spare = [array if number in self._plan.in_place else _empty(array.shape, array.dtype)
-                     for number, array in enumerate(held)]
-            self._own(held, spare if self._options.carried else [])
+            carried = held if self._options.carried else []
+            self._own(held, [array if number in self._plan.in_place else _empty(array.shape, array.dtype)
+                             for number, array in enumerate(carried)])
             self._prepare()
 
     def held(self) -> list[NDArray[Any]]:

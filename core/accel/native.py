@@ -128,24 +128,20 @@ def _put(typing_context: Any, words: Any, index: Any, pointer: Any) -> Any:
     return types.void(WORDS, types.int64, POINTERS), codegen
 
 
-@intrinsic
-def _get(typing_context: Any, words: Any, index: Any) -> Any:
-    """The pointer kept in a word."""
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = context.get_value_type(POINTERS)
-        return builder.load(builder.bitcast(builder.gep(arguments[0], [arguments[1]]), kind.as_pointer()))
+def _pointer_in_word(pointer: Any) -> Any:
+    """A function, ``get(words, index)``: the pointer of this type that is kept in a word."""
+    @intrinsic
+    def get(typing_context: Any, words: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = context.get_value_type(pointer)
+            return builder.load(builder.bitcast(builder.gep(arguments[0], [arguments[1]]), kind.as_pointer()))
 
-    return POINTERS(WORDS, types.int64), codegen
+        return pointer(WORDS, types.int64), codegen
+
+    return get
 
 
-@intrinsic
-def _words(typing_context: Any, words: Any, index: Any) -> Any:
-    """The words that a word points to."""
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = context.get_value_type(WORDS)
-        return builder.load(builder.bitcast(builder.gep(arguments[0], [arguments[1]]), kind.as_pointer()))
-
-    return WORDS(WORDS, types.int64), codegen
+_get, _words = _pointer_in_word(POINTERS), _pointer_in_word(WORDS)
 
 
 @_compiled

@@ -53,8 +53,8 @@ def compile_text(text: str, function: str, name: str) -> ObjectCode:
 def _execute(text: str, filename: str) -> dict[str, Any]:
     """The names that a text defines.
 
-    Executing a text is safe because texts are our own: this package writes them from templates and numbers, and no
-    file, model or user input ever becomes part of one.
+    Executing a text is safe because texts are our own: this package writes them from templates and numbers, or takes
+    the source of a module that the process has imported (a driver). No model, data or user input becomes part of one.
     """
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"__name__": filename}

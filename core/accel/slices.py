@@ -13,14 +13,14 @@ from math import ceil
 
 from core.accel.chips import block_for, host
 from core.accel.kernels import gemm
+from core.accel.kernels.conv import FEW_BLOCKS
 from core.accel.loopir import Operand, Reduction
 from core.accel.loops import loop_step
 from core.accel.step import Step, View, contiguous
 from core.engine import dtypes
 
-_FEW_BLOCKS = 16
 _NEAR = 256
-"""With fewer blocks of rows, and columns, B is read where it lies; rows farther apart meet in few sets of the cache."""
+"""Columns from which on B is not read where it lies: its rows meet in few sets of the cache."""
 _SHORTEST = 128
 _REPAID = 4
 """A slice repays its share of the last sum if it reads so many times more than that."""
@@ -53,7 +53,7 @@ def product(a: View, b: View, out: View) -> list[Step]:
     right = replace(b, shape=(count, length, columns), strides=(length * b.strides[0], *b.strides))
     parts = contiguous(out.dtype, (count, rows, columns), "parts")
     blocks = ceil(rows / block_for(host(), out.dtype.short, columns).rows)
-    few = blocks < _FEW_BLOCKS and b.strides[0] < _NEAR
+    few = blocks < FEW_BLOCKS and b.strides[0] < _NEAR
     packed, steps = (gemm.in_place(right), []) if few else gemm.pack(right)
     along = (count, left.strides[0], packed.strides[0], parts.strides[0])
     slice_product = gemm.Product(left, packed, parts, rows=((rows, a.strides[0], columns),), columns=columns,
