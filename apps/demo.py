@@ -135,8 +135,10 @@ def parity_plot(points: Sequence[tuple[float, float]], size: int = 420, margin: 
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers that span a range."""
-    rough = ((high - low) or 1.0) / 5
+    """Two to ten round numbers that span a range; steps of one too narrow for its numbers are of the numbers' size."""
+    scale = max(abs(low), abs(high))
+    span = high - low if high - low > max(1e-9 * scale, sys.float_info.min) else max(scale, 1.0)
+    rough = span / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = math.floor(low / step)

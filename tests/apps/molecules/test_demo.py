@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apps import demo
@@ -32,6 +32,8 @@ def test_the_plot_is_an_svg_with_a_dot_a_molecule_inside_its_frame() -> None:
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(0, 1e6))
+@example(low=0.0, span=5e-324)
+@example(low=1e6, span=1.2e-10)
 def test_ticks_hold_the_range_and_are_few(low: float, span: float) -> None:
     ticks = demo.round_ticks(low, low + span)
     step = ticks[1] - ticks[0]
