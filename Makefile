@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A test that hangs is ended after so many seconds and shows where it hangs.
-PYTEST := $(BIN)/python -m pytest --timeout=300
+# Two processes share the tests. A test that hangs is ended after so many seconds and shows where it hangs.
+PYTEST := $(BIN)/python -m pytest --timeout=300 --numprocesses=2 --dist=worksteal
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test slow lint ui bench setup lock clean

@@ -22,7 +22,7 @@ from core.accel.lower import AnyStep, HostStep
 from core.accel.passes.memory import ALIGNMENT
 from core.accel.plan import ARENA, FIRST_INPUT, KEPT, Plan, make_plan
 from core.accel.step import Repeat, View
-from core.accel.walker import PlanTable, bases
+from core.accel.walker import ELEMENTS, Call, PlanTable, bases
 from core.engine.backends import Options
 from core.engine.graph import Graph
 from core.engine.ops.table import evaluate
@@ -70,16 +70,17 @@ class CpuExecutable:
         for offset, image in self._plan.constants:
             self._kept[offset:offset + image.size] = image
         compilers.compile_missing(_kernels((*self._plan.prologue, *self._plan.body)))
-        self._prologue = self._segments(self._plan.prologue)
-        self._body = self._segments(self._plan.body)
         self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
         self._bases[ARENA], self._bases[KEPT] = _address(self._arena), _address(self._kept)
         self._first_given = FIRST_INPUT + options.held
         self._first_output = FIRST_INPUT + len(self._plan.inputs)
         self._first_fresh = self._first_output + (options.held if options.carried else 0)
+        self._prologue = self._segments(self._plan.prologue)
+        self._body = self._segments(self._plan.body)
         self._results = [(view.shape, view.dtype.storage) for view in
                          self._plan.outputs[self._first_fresh - self._first_output:]]
         self._latest: list[NDArray[Any]] = list(starmap(_empty, self._results))
+        self._has_large = any(array.nbytes >= _LARGE for array in self._latest)
         self._held: list[NDArray[Any]] = []
         # Carried inputs that no step overwrites in place have a second array: a call reads one and writes the other,
         # then they change places.
@@ -87,14 +88,16 @@ class CpuExecutable:
         if not options.held:
             self._prepare()
 
-    def _segments(self, steps: Sequence[AnyStep]) -> list[PlanTable | HostStep]:
-        segments: list[PlanTable | HostStep] = []
+    def _segments(self, steps: Sequence[AnyStep]) -> list[Call | HostStep]:
+        """Calls of the steps between those that run on the host; each is given the arguments and the results."""
+        given = (*range(self._first_given, self._first_output), *range(self._first_fresh, len(self._bases)))
+        segments: list[Call | HostStep] = []
         for on_host, group in groupby(steps, lambda step: isinstance(step, HostStep)):
             if on_host:
                 segments += [step for step in group if isinstance(step, HostStep)]
             else:
                 compiled = [step for step in group if not isinstance(step, HostStep)]
-                segments.append(PlanTable.build(compiled, self._plan.base_of))
+                segments.append(Call(PlanTable.build(compiled, self._plan.base_of), self._bases, given))
         return segments
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -114,7 +117,8 @@ class CpuExecutable:
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         with self._lock:
             fresh = self._fresh()
-            self._run(self._body, [_solid(array) for array in arrays], fresh)
+            self._run(self._body, [array if array.flags.c_contiguous else np.ascontiguousarray(array)
+                                   for array in arrays], fresh)
             if self._options.carried:
                 self._own(self._spare, self._held)
             return fresh
@@ -123,13 +127,15 @@ class CpuExecutable:
               arguments: Sequence[Any]) -> None:
         """See `core.engine.backends.Driven`; the calls of the driver are not for executables that carry."""
         with self._lock:
-            (table,) = self._body
-            assert isinstance(table, PlanTable) and not self._options.carried
-            self._point(given, results)
-            drivers.run(driver, table, self._bases, arguments)
+            (call,) = self._body
+            assert isinstance(call, Call) and not self._options.carried
+            call.give([*given, *results])
+            drivers.run(driver, call, arguments)
 
     def _fresh(self) -> list[NDArray[Any]]:
         """Arrays for results; a large one that nobody has any more is used again, since new pages cost time."""
+        if not self._has_large:
+            return [np.empty(shape, storage) for shape, storage in self._results]
         for number, result in enumerate(self._results):
             if self._latest[number].nbytes < _LARGE or _references(self._latest, number) != _UNSHARED:
                 self._latest[number] = _empty(*result)
@@ -146,21 +152,14 @@ class CpuExecutable:
             given = [np.empty(view.shape, view.dtype.storage) for view in self._plan.inputs[self._options.held:]]
             self._run(self._prologue, given, [np.empty(shape, storage) for shape, storage in self._results])
 
-    def _run(self, segments: Sequence[PlanTable | HostStep], given: Sequence[NDArray[Any]],
+    def _run(self, segments: Sequence[Call | HostStep], given: Sequence[NDArray[Any]],
              fresh: Sequence[NDArray[Any]]) -> None:
-        self._point(given, fresh)
         for segment in segments:
-            if isinstance(segment, PlanTable):
-                threads.run(segment, self._bases)
+            if isinstance(segment, Call):
+                segment.give([*given, *fresh])
+                threads.run(segment)
             else:
                 self._run_on_host(segment, [self._arena, self._kept, *self._held, *given, *self._spare, *fresh])
-
-    def _point(self, given: Sequence[NDArray[Any]], fresh: Sequence[NDArray[Any]]) -> None:
-        """Let the plan read and write these arrays."""
-        for number, array in enumerate(given, self._first_given):
-            self._bases[number] = _address(array)
-        for number, array in enumerate(fresh, self._first_fresh):
-            self._bases[number] = _address(array)
 
     def _run_on_host(self, step: HostStep, memories: Sequence[NDArray[Any]]) -> None:
         inputs = [self._array(view, memories) for view in step.inputs]
@@ -178,8 +177,6 @@ class CpuExecutable:
                           offset + view.offset * itemsize, tuple(stride * itemsize for stride in view.strides))
 
 
-_DATA = object.__basicsize__
-"""Where an array object keeps the address of its elements (numpy's C interface, PyArrayObject_fields)."""
 _word_at = ctypes.c_size_t.from_address
 
 
@@ -194,11 +191,7 @@ def _kernels(steps: Sequence[AnyStep]) -> Iterator[str]:
 
 def _address(array: NDArray[Any]) -> int:
     """Address of the elements: what ``array.ctypes.data`` gives, in a fifth of its time."""
-    return _word_at(id(array) + _DATA).value
-
-
-def _solid(array: NDArray[Any]) -> NDArray[Any]:
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return _word_at(id(array) + ELEMENTS).value
 
 
 class CpuBackend:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.accel import layout, store, threads
-from core.accel.walker import Bases, PlanTable
+from core.accel.walker import Call
 
 _TYPES: Mapping[str, tuple[str, Any]] = {
     "Network": ("WORDS", ctypes.c_void_p),
@@ -44,8 +44,8 @@ for name in {helpers}:
 _scratch = (ctypes.c_void_p * 2)()
 
 
-def run(function: Callable[..., None], table: PlanTable, bases: Bases, arguments: Sequence[Any]) -> None:
-    """Run a driver around a plan whose bases are set, on the threads of this process.
+def run(function: Callable[..., None], call: Call, arguments: Sequence[Any]) -> None:
+    """Run a driver around a call of a plan, on the threads of this process.
 
     Raises
     ------
@@ -56,13 +56,12 @@ def run(function: Callable[..., None], table: PlanTable, bases: Bases, arguments
     if len(arguments) != len(kinds):
         raise TypeError(f"{function.__name__} takes {len(kinds)} arguments behind the network, found {len(arguments)}")
     words = [_word(function, kind, argument) for kind, argument in zip(kinds, arguments, strict=True)]
-    with threads.pool().lent(table) as control:
-        network = (ctypes.c_void_p * layout.NETWORK_WORDS)()
-        network[layout.NETWORK_CONTROL] = None if control is None else ctypes.addressof(control)
-        network[layout.NETWORK_PLAN] = table.address
-        network[layout.NETWORK_BASES] = ctypes.addressof(bases)
-        network[layout.NETWORK_STEPS] = len(table)
-        native(_scratch, _scratch, network, *words)
+
+    def drive(control: int) -> None:
+        call.words[layout.CALL_CONTROL] = control
+        native(_scratch, _scratch, call.words, *words)
+
+    threads.pool().run(call, drive)
 
 
 def _word(function: Callable[..., None], kind: Any, argument: Any) -> Any:

@@ -29,6 +29,8 @@ _LINE = 64
 _SHORTEST = 16
 """LLVM takes no vectors for loops known to be shorter; those of unknown length it unrolls until most runs are too short
 for them."""
+_SHORT = 32
+"""Columns up to which a loop of unknown length goes element by element; one over all columns stands beside it."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,16 @@ class ElementwiseEpilogue:
             else:
                 reads.append(f"{operand.name} = {load(f'a{number}', 'j', dtype, imports)}")
         statements = [f"{statement.result} = {statement.expression}" for statement in self.statements]
+        body = [*reads, *statements, *writes]
+        loop = [f"    for j in range(min(count, {max(columns, _SHORTEST)})):", *("        " + line for line in body)]
+        if _SHORTEST <= columns <= _SHORT:
+            loop = [f"    if count == {columns}:", f"        for j in range({columns}):",
+                    *("            " + line for line in body), "    else:", *("    " + line for line in loop)]
         return "\n".join([
             "import numpy as np", *import_lines(imports), "", "",
             "@register_jitable", f"def fetch{_ARGUMENTS}:", *(fetched or ["    pass"]), "", "",
             "@register_jitable", f"def finish{_ARGUMENTS}:", *("    " + line for line in begin),
-            f"    for j in range(min(count, {max(columns, _SHORTEST)})):",
-            *("        " + line for line in (*reads, *statements, *writes)), "", "",
+            *loop, "", "",
             "epilogue = fetch, finish", ""])
 
     def _sum(self, in_place: bool, imports: Imports) -> str:

@@ -54,10 +54,17 @@ TURNSTILE = 6 * LINE
 CLAIMS = 7 * LINE
 """Pieces claimed of each thread's share, a line each."""
 
-# What a driver calls the plan by.
-NETWORK_CONTROL = 0
+# A call of a plan.
+CALL_RESULT = 0
+"""What a function without a result writes where its caller asked for one."""
+CALL_CONTROL = 1
 """The control block of a pool, or 0: the plan runs on the caller's thread."""
-NETWORK_PLAN = 1
-NETWORK_BASES = 2
-NETWORK_STEPS = 3
-NETWORK_WORDS = 4
+CALL_PLAN = 2
+CALL_BASES = 3
+CALL_FIRST = 4
+CALL_LAST = 5
+CALL_ELEMENTS = 6
+"""Where an array object keeps the address of its elements, in bytes."""
+CALL_COUNT = 7
+"""Arrays that the call gives. The numbers of their bases follow, and then the array objects."""
+CALL_ARRAYS = 8

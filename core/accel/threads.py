@@ -12,15 +12,14 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from core.accel import layout, store, walker
-from core.accel.walker import Bases, PlanTable
+from core.accel import layout, store
+from core.accel.walker import Call
 from core.engine.errors import ConfigError, compose
 
 MAXIMUM = 256
-_LEAD = "from core.accel.native import LEAD as SIGNATURE, lead\n"
 _WORK = "from core.accel.native import WORK as SIGNATURE, work\n"
 
 
@@ -37,31 +36,21 @@ class Pool:
         self._control: Any = None
         self._workers: list[threading.Thread] = []
 
-    def run(self, table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
-        """Run steps of a plan; alone on the calling thread if another caller has the workers."""
-        if not self._take(table):
-            walker.walk(table, bases, first, last)
+    def run(self, call: Call, through: Callable[[int], object] | None = None) -> None:
+        """Run the steps of a call; alone on the calling thread if another caller has the workers.
+
+        Parameters
+        ----------
+        through : runs the call instead of ``call.run``, once or more often, and is given the same argument
+        """
+        run = through or call.run
+        if not (call.parallel and self.threads > 1 and self._lock.acquire(blocking=False)):
+            run(0)
             return
         try:
-            control = self._control or self._start()
-            _lead()(_scratch, _scratch, control, table.address, bases, first, len(table) if last is None else last)
+            run(ctypes.addressof(self._control or self._start()))
         finally:
             self._lock.release()
-
-    @contextlib.contextmanager
-    def lent(self, table: PlanTable) -> Iterator[Any]:
-        """The control block, for compiled code that runs the plan itself; None if it shall run it alone."""
-        if not self._take(table):
-            yield None
-            return
-        try:
-            yield self._control or self._start()
-        finally:
-            self._lock.release()
-
-    def _take(self, table: PlanTable) -> bool:
-        """Get hold of the workers for a plan, if it needs any and they are free."""
-        return table.parallel and self.threads > 1 and self._lock.acquire(blocking=False)
 
     def close(self) -> None:
         """End the workers, once the plan they run is done; later plans run on their callers' threads."""
@@ -90,7 +79,6 @@ class Pool:
         control[layout.THREADS] = self.threads
         libc.pthread_mutex_init(ctypes.byref(control, 8 * layout.MUTEX), None)
         libc.pthread_cond_init(ctypes.byref(control, 8 * layout.TURNSTILE), None)
-        _lead()
         self._workers = [threading.Thread(target=_work(), args=(_scratch, _scratch, control, number), daemon=True,
                                           name=f"tilework-{number}") for number in range(1, self.threads)]
         for worker in self._workers:
@@ -100,12 +88,6 @@ class Pool:
 
 
 _scratch = (ctypes.c_void_p * 2)()
-
-
-@functools.cache
-def _lead() -> Callable[..., int]:
-    kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 2)
-    return kind(store.address(_LEAD, "lead"))
 
 
 @functools.cache
@@ -143,13 +125,13 @@ def set_threads(count: int) -> None:
         former.close()
 
 
-def run(table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
-    """Run the steps of a plan from `first` to before `last` (by default all) on the threads of this process.
+def run(call: Call) -> None:
+    """Run the steps of a call on the threads of this process.
 
     The GIL is free meanwhile. Any number of Python threads may call at once: one of them gets the workers, the others
     run their plans alone. An interrupt from the keyboard waits for the end of the plan.
     """
-    pool().run(table, bases, first, last)
+    pool().run(call)
 
 
 def usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""Plans as tables, and the compiled walker that runs them on one thread.
+"""Plans as tables, and calls of them.
 
 Invariant: a table never changes after it is built. What differs from call to call, the addresses of inputs and outputs,
 comes with the call as `bases`, and the table refers to it by number.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.accel import store
+from core.accel import layout, store
 from core.accel.layout import (
     BACK,
     DIMS_START,
@@ -36,6 +37,8 @@ from core.engine import dtypes
 
 Bases = ctypes.Array[ctypes.c_size_t]
 """Addresses of the arena, the constants, the inputs and the outputs, in the order that a table's `base_of` numbers."""
+ELEMENTS = object.__basicsize__
+"""Where an array object keeps the address of its elements (numpy's C interface, PyArrayObject_fields)."""
 
 _SMALL = 12e-6
 """Seconds below which a step stays on one thread: to bring another one in takes 3 to 10 microseconds."""
@@ -167,21 +170,44 @@ def _pieces(step: Step) -> int:
     return min(max(int(estimate(step) / _PIECE), 1), _MAXIMUM_PIECES)
 
 
-def walk(table: PlanTable, bases: Bases, first: int = 0, last: int | None = None) -> None:
-    """Run the steps from `first` to before `last` (by default all) on the calling thread, without the GIL.
+class Call:
+    """Steps of a plan with their bases, as compiled code reads them.
 
     Where `last` lies inside a repeat, its steps up to there run once.
+
+    Parameters
+    ----------
+    bases : addresses; they stay the caller's
+    given : numbers of those bases that are the elements of arrays which `give` names
+    first, last : from this step to before that one; by default all
     """
-    _walk()(_scratch, _scratch, table.address, bases, first, len(table) if last is None else last)
 
+    def __init__(self, table: PlanTable, bases: Bases, given: Sequence[int] = (), first: int = 0,
+                 last: int | None = None) -> None:
+        self.parallel = table.parallel
+        self.words = words = (ctypes.c_size_t * (layout.CALL_ARRAYS + 2 * len(given)))()
+        words[layout.CALL_PLAN], words[layout.CALL_BASES] = table.address, ctypes.addressof(bases)
+        words[layout.CALL_FIRST], words[layout.CALL_LAST] = first, len(table) if last is None else last
+        words[layout.CALL_ELEMENTS], words[layout.CALL_COUNT] = ELEMENTS, len(given)
+        words[layout.CALL_ARRAYS:layout.CALL_ARRAYS + len(given)] = list(given)
+        self._objects = 8 * (layout.CALL_ARRAYS + len(given))
+        self._pack = struct.Struct(f"={len(given)}Q").pack_into
+        self._address = ctypes.addressof(words)
+        self._alive = table, bases
 
-WALK = "from core.accel.native import WALK as SIGNATURE, walk\n"
-"""Text of the walker, for code that calls it natively."""
+    def give(self, arrays: Iterable[NDArray[Any]]) -> None:
+        """Take the elements of these arrays, C-contiguous, in the order of `given`; they must live while it runs."""
+        self._pack(self.words, self._objects, *map(id, arrays))
 
-_scratch = (ctypes.c_void_p * 2)()
+    def run(self, control: int = 0) -> None:
+        """Run the steps without the GIL, on the calling thread and those of the pool at this address, if any."""
+        self.words[layout.CALL_CONTROL] = control
+        _enter()(self._address)
 
 
 @functools.cache
-def _walk() -> Callable[..., int]:
-    kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
-    return kind(store.address(WALK, "walk"))
+def _enter() -> Callable[[int], None]:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(store.address(_ENTER, "enter"))
+
+
+_ENTER = "from core.accel.native import ENTER as SIGNATURE, enter\n"

@@ -5,7 +5,7 @@ Invariant: an Array never changes. A concrete one holds a read-only numpy array,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +65,10 @@ class Array:
     @property
     def storage(self) -> NDArray[Any]:
         """The numpy storage of a concrete array; raises `TraceError` while tracing."""
-        if self.is_traced:
+        if self.trace is not None:
             raise TraceError(f"the value of {self.aval} is not known while it is traced; use select, scan or "
                              f"arithmetic instead of Python's if, for and float()")
-        assert not isinstance(self.data, Value)
-        return self.data
+        return cast("NDArray[Any]", self.data)
 
     def numpy(self) -> NDArray[Any]:
         """A numpy array of the values; bfloat16 comes as float32."""

@@ -50,6 +50,7 @@ class Jitted:
         self.device = device
         self._compiled: dict[Any, _Compiled] = {}
         self._lock = threading.Lock()
+        self._latest: tuple[_Signature, _Compiled] | None = None
 
     def trace(self, *arguments: Any) -> Traced:
         """The graph for arguments like these."""
@@ -62,9 +63,12 @@ class Jitted:
         if is_staging():
             traced = trace(self.function, [array.aval for array in arrays], structure)
             return tree.unflatten(traced.structure, call(*arrays, *traced.captures, graph=traced.graph))
-        compiled = self._compile(arrays, structure, Options())
-        results = compiled.executable([array.storage for array in arrays])
-        return _wrap(compiled.structure, compiled.outputs, results)
+        signature = structure, [array.aval for array in arrays]
+        latest = self._latest
+        if latest is None or latest[0] != signature:
+            self._latest = latest = signature, self._compile(arrays, structure, Options())
+        compiled = latest[1]
+        return _wrap(compiled.structure, compiled.outputs, compiled.executable([array.storage for array in arrays]))
 
     def report(self, *arguments: Any) -> Report:
         """What the executable for arguments like these is made of."""
@@ -94,7 +98,13 @@ class Jitted:
             return known
 
 
+_Signature = tuple[tree.Structure, list[Aval]]
+"""Arguments as a compiled function knows them."""
+
+
 def _wrap(structure: tree.Structure, avals: Sequence[Aval], results: Sequence[Any]) -> Any:
+    if structure is tree.LEAF:
+        return Array(avals[0], results[0])
     return tree.unflatten(structure, [Array(aval, result) for aval, result in zip(avals, results, strict=True)])
 
 
@@ -111,7 +121,7 @@ class Program:
         self._options = Options(held=len(leaves), carried=update)
         self._holder: _Compiled | None = None
         # What is owned keeps its structure and avals, so that the other arguments alone tell what runs.
-        self._signature: tuple[tree.Structure, list[Aval]] | None = None
+        self._signature: _Signature | None = None
         self._known: dict[tuple[tree.Structure, tuple[Aval, ...]], _Compiled] = {}
 
     def __call__(self, *rest: Any) -> Any:
@@ -144,7 +154,7 @@ class Program:
         assert self._holder is not None
         drive(self._holder.executable, driver, inputs, outputs, arguments)
 
-    def _turn_to(self, signature: tuple[tree.Structure, list[Aval]], arrays: Sequence[Array]) -> None:
+    def _turn_to(self, signature: _Signature, arrays: Sequence[Array]) -> None:
         """Let the executable for arguments of this signature hold what is owned."""
         structure, avals = signature
         key = (structure, tuple(avals))

@@ -5,6 +5,7 @@ Invariant: ``unflatten(*reversed(flatten(x)))`` equals x, and a `Structure` is h
 
 from __future__ import annotations
 
+import builtins
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def _tuple_of_leaves(count: int) -> Structure:
 def flatten(node: Any) -> tuple[list[Any], Structure]:
     """Leaves in order, and the structure."""
     # The arguments of most calls are a tuple of arrays.
-    if type(node) is tuple and _registry.keys().isdisjoint([type(child) for child in node]):
+    if type(node) is tuple and _registry.keys().isdisjoint(builtins.map(type, node)):
         return list(node), _tuple_of_leaves(len(node))
     leaves: list[Any] = []
     return leaves, _flatten(node, leaves)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +18,7 @@ import pytest
 
 from core.accel import layout, threads, walker
 from core.accel.step import Repeat, Step, View, contiguous
-from core.accel.walker import PlanTable
+from core.accel.walker import Call, PlanTable
 from core.engine import dtypes
 from core.engine.errors import ConfigError
 
@@ -39,6 +39,14 @@ def kernel(p, d, begin, end):
         counts[i] += 1
     counts[d[0] + begin] += 1
 """
+
+
+def run(call: Call, pool: threads.Pool | None) -> None:
+    """Run a call on a pool, or on this thread alone."""
+    if pool is None:
+        call.run()
+    else:
+        pool.run(call)
 
 
 class Chain:
@@ -65,7 +73,7 @@ class Chain:
         arena[0] = np.random.default_rng(size).random(size)
         bases = walker.bases(1)
         bases[0] = arena.ctypes.data
-        (pool.run if pool else walker.walk)(self.table, bases)
+        run(Call(self.table, bases), pool)
         return arena.tobytes()
 
 
@@ -110,17 +118,17 @@ def test_repeats_give_the_same_bits_on_any_number_of_threads(count: int, serial:
     places = {slots.buffer: (0, 0)} | {view.buffer: (0, (times + 1 + k) * size * 4) for k, view in enumerate(between)}
     table = PlanTable.build([Repeat((), tuple(steps), times)], places, lambda step: step in [steps[k] for k in serial])
 
-    def result(run: Callable[..., None]) -> bytes:
+    def result(pool: threads.Pool | None) -> bytes:
         arena = np.zeros((times + 3, size), np.float32)
         arena[0] = np.random.default_rng(0).random(size)
         bases = walker.bases(1)
         bases[0] = arena.ctypes.data
-        run(table, bases)
+        run(Call(table, bases), pool)
         return arena.tobytes()
 
     pool = threads.Pool(count)
     try:
-        assert all(result(pool.run) == result(walker.walk) for _ in range(5))
+        assert all(result(pool) == result(None) for _ in range(5))
     finally:
         pool.close()
 
@@ -136,7 +144,7 @@ def test_every_unit_is_done_once_and_pieces_begin_on_grains(
     bases = walker.bases(1)
     bases[0] = counts.ctypes.data
     for _ in range(20):
-        pool.run(table, bases)
+        pool.run(Call(table, bases))
     assert (counts[:extent] == 20).all()
     assert (np.flatnonzero(counts[extent:]) % grain == 0).all()
 
@@ -148,7 +156,7 @@ def test_ranges_of_steps_compose(pool: threads.Pool) -> None:
     bases = walker.bases(1)
     bases[0] = arena.ctypes.data
     for first, last in ((0, 3), (3, 4), (4, None)):
-        pool.run(chain.table, bases, first, last)
+        pool.run(Call(chain.table, bases, first=first, last=last))
     assert arena.tobytes() == chain.result(None)
 
 
@@ -208,7 +216,7 @@ def kernel(p, d, begin, end):
     Chain(2, 100).result(pool)
     time.sleep(0.05)
     own, total = time.thread_time(), time.process_time()
-    pool.run(table, bases)
+    pool.run(Call(table, bases))
     own, total = time.thread_time() - own, time.process_time() - total
     assert total > 1.1 * own
 

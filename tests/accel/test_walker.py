@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import struct
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ import pytest
 
 from core.accel import layout, store, walker
 from core.accel.step import Buffer, Repeat, Step, View, contiguous
-from core.accel.walker import PlanTable
+from core.accel.walker import Call, PlanTable
 from core.engine import dtypes
 
 AFFINE = """from core.accel.pointer import f32
@@ -63,7 +64,7 @@ def test_chain() -> None:
     steps, views = chain(50, 9)
     arena = np.zeros((51, 9), np.float32)
     arena[0] = np.arange(9)
-    walker.walk(PlanTable.build(steps, placed(views)), bases_of(arena))
+    Call(PlanTable.build(steps, placed(views)), bases_of(arena)).run()
     assert (arena == np.arange(9) + np.cumsum(np.arange(-1, 50).clip(0))[:, None]).all()
 
 
@@ -72,7 +73,7 @@ def test_range_of_steps(first: int, last: int | None) -> None:
     views = [contiguous(dtypes.float32, (1,)) for _ in range(6)]
     arena = np.zeros(6, np.float32)
     table = PlanTable.build([affine(view, view, 1, 1) for view in views], placed(views))
-    walker.walk(table, bases_of(arena), first, last)
+    Call(table, bases_of(arena), first=first, last=last).run()
     assert np.flatnonzero(arena).tolist() == list(range(6))[first:last]
 
 
@@ -81,7 +82,7 @@ def test_bases_change_between_calls() -> None:
     table = PlanTable.build([affine(a, b, 2, 1)], {a.buffer: (1, 0), b.buffer: (0, 0)})
     for value in (3, 8):
         source, target = np.full(4, value, np.float32), np.zeros(4, np.float32)
-        walker.walk(table, bases_of(target, source))
+        Call(table, bases_of(target, source)).run()
         assert target.tolist() == [2 * value + 1] * 4
 
 
@@ -89,15 +90,15 @@ def test_views_begin_at_their_offset() -> None:
     whole = contiguous(dtypes.float32, (8,))
     late = replace(whole, shape=(3,), offset=5)
     arena = np.zeros(10, np.float32)
-    walker.walk(PlanTable.build([affine(late, late, 0, 1)], {whole.buffer: (0, 8)}), bases_of(arena))
+    Call(PlanTable.build([affine(late, late, 0, 1)], {whole.buffer: (0, 8)}), bases_of(arena)).run()
     assert np.flatnonzero(arena).tolist() == [7, 8, 9]
 
 
 def test_empty_plan_and_empty_step() -> None:
     nothing = contiguous(dtypes.float32, (0,))
     guard = np.zeros(4, np.float32)
-    walker.walk(PlanTable.build([], {}), walker.bases(0))
-    walker.walk(PlanTable.build([affine(nothing, nothing, 0, 1)], {nothing.buffer: (0, 0)}), bases_of(guard))
+    Call(PlanTable.build([], {}), walker.bases(0)).run()
+    Call(PlanTable.build([affine(nothing, nothing, 0, 1)], {nothing.buffer: (0, 0)}), bases_of(guard)).run()
     assert not guard.any()
 
 
@@ -113,7 +114,7 @@ def test_repeat_moves_views() -> None:
     once = affine(other, other, 1, 1)
     arena = np.zeros(11, np.float32)
     plan = [once, Repeat((once,), (along, swinging), 5), once, Repeat((), (back,), 2)]
-    walker.walk(PlanTable.build(plan, placed([row, even, other])), bases_of(arena))
+    Call(PlanTable.build(plan, placed([row, even, other])), bases_of(arena)).run()
     assert arena.tolist() == [0, 1, 3, 7, 15, 31, 100, 100, 4, 5, 3]
 
 
@@ -183,7 +184,7 @@ def kernel(p, d, begin, end):
     views = [contiguous(dtypes.float32, (1,)) for _ in range(layout.MAXIMUM_OPERANDS)]
     arena = np.zeros(len(views), np.float32)
     step = Step(text, tuple(views), tuple(range(len(views))), (), len(views))
-    walker.walk(PlanTable.build([step], placed(views)), bases_of(arena))
+    Call(PlanTable.build([step], placed(views)), bases_of(arena)).run()
     assert (arena == np.arange(len(views))).all()
 
 
@@ -215,9 +216,22 @@ def set_mode(value):
     bases = bases_of(value)
     set_mode(scratch, scratch, flush)
     try:
-        walker.walk(table, bases)
+        Call(table, bases).run()
         np.multiply(after, np.float32(0.5), out=after)
     finally:
         set_mode(scratch, scratch, ieee)
     assert value[0] == smallest * 2
     assert after[0] == 0
+
+
+def test_a_call_takes_the_elements_of_arrays_that_it_is_given() -> None:
+    views = [contiguous(dtypes.float32, (3,)) for _ in range(2)]
+    table = PlanTable.build([affine(*views, 2, 1)], {views[0].buffer: (0, 0), views[1].buffer: (2, 0)})
+    call = Call(table, walker.bases(3), given=(2, 0))
+    for k in range(3):
+        target, source = np.zeros(3, np.float32), np.full((2, 3), k, np.float32)[1]
+        call.give([target, source])
+        call.run()
+        assert target.tolist() == [2 * k + 1] * 3
+    with pytest.raises(struct.error):
+        call.give([target])

@@ -51,7 +51,7 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> lis
     if runs and min(rows, columns) < 4:
         return [dot_step(a, b, out), *behind]
     if plain and rows < 4 and b.strides[-1] == 1:
-        return [thin_step(a, b, out), *behind]
+        return [thin_step(a, b, out, epilogue)]
     if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
         return [thin_step(_transposed(b), _transposed(a), _transposed(out)), *behind]
     packed, steps = pack(b)
@@ -311,9 +311,9 @@ def product_kernel(block: Block, source: str, epilogue: Any = None) -> Any:
     last part is followed by the epilogue (see `step.Epilogue`), whose operands are those behind out.
     """
     from numba import types
-    from numba.extending import register_jitable
 
     from core.accel import pointer, simd
+    from core.accel.kernels.scalar import leave
 
     read, write = getattr(pointer, source), getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
@@ -322,10 +322,6 @@ def product_kernel(block: Block, source: str, epilogue: Any = None) -> Any:
     copy_on_stack = simd.stack(simd.FLOATS[block.element], COPY_DEPTH * block.copy_stride)
     height, width, pitch = block.rows, block.columns, block.copy_stride
     vectors, lanes = block.vectors, block.lanes
-
-    @register_jitable
-    def leave(p: Any, sums: Any, place: int, column: int, length: int, count: int) -> None:
-        """Without an epilogue sums are what is wanted."""
 
     (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
 

@@ -1,4 +1,4 @@
-"""Scalar functions that loops call: rounding to bfloat16, conversions, and sums that may be reordered.
+"""Functions that kernels call: rounding to bfloat16, conversions, sums that may be reordered, and the empty epilogue.
 
 Invariant: each gives what the numpy rule of its op gives.
 """
@@ -107,3 +107,8 @@ i64_from_f32, i64_from_f64 = _saturating(np.int64, np.iinfo(np.int64))
 u8_from_f32, u8_from_f64 = _saturating(np.uint8, np.iinfo(np.uint8))
 u16_from_f32, u16_from_f64 = _saturating(np.uint16, np.iinfo(np.uint16))
 u32_from_f32, u32_from_f64 = _saturating(np.uint32, np.iinfo(np.uint32))
+
+
+@njit(**OPTIONS)
+def leave(p: Any, sums: Any, place: int, column: int, length: int, count: int) -> None:
+    """What a product without an epilogue does with its sums (see `step.Epilogue`): they are what is wanted."""

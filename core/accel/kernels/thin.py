@@ -9,7 +9,7 @@ from math import ceil, prod
 from typing import Any
 
 from core.accel.chips import Block, block_for, host, thin_block_for
-from core.accel.step import Step, View
+from core.accel.step import Epilogue, Step, View
 
 THIN_DEPTH = 32
 """Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
@@ -33,13 +33,17 @@ def _direct_step(text: str, a: View, b: View, out: View, strides: Dim, extent: i
     return Step(text, (a, b, out), (2,), dims, extent, grain, name, 2 * out.size * a.shape[-1], nbytes)
 
 
-def thin_step(a: View, b: View, out: View) -> Step:
-    """The step of ``out = a @ b`` for at most three rows; the columns of b and out have stride 1."""
+def thin_step(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> Step:
+    """The step of ``out = a @ b``, or of what the epilogue makes of it, for at most three rows.
+
+    The columns of b and out have stride 1.
+    """
     block = thin_block_for(host(), out.dtype.short)
     fits = b.shape[-1] * b.shape[-2] * b.dtype.itemsize <= host().second_cache
     strides = (*a.strides[-2:], b.strides[-2], out.strides[-2], max(1, b.shape[-2]) if fits else THIN_DEPTH)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
-    return _direct_step(_text("thin_kernel", block), a, b, out, strides, extent, 1, "matmul thin")
+    step = _direct_step(_text("thin_kernel", block), a, b, out, strides, extent, 1, "matmul thin")
+    return step if epilogue is None else epilogue.attach(step, block.columns, in_place=True)
 
 
 def dot_step(a: View, b: View, out: View) -> Step:
@@ -63,20 +67,22 @@ def _text(factory: str, *arguments: object) -> str:
             f"kernel = {factory}({values})\n")
 
 
-def thin_kernel(block: Block) -> Any:
+def thin_kernel(block: Block, epilogue: Any = None) -> Any:
     """Kernel for few rows, which reads B where it lies; units are (product, chunk of columns); p = a, b, out.
 
     d = M, N, K, strides of M and K in a, of K in b and of M in out, indices of K in a pass, batch rank, then (extent,
-    a, b, out) of each dim.
+    a, b, out) of each dim. The last pass is followed by the epilogue (see `step.Epilogue`).
     """
     from numba import types
 
     from core.accel import pointer, simd
+    from core.accel.kernels.scalar import leave
 
     typed = getattr(pointer, block.element)
     at, strided, tile = simd.at, simd.strided, simd.tile(block)
     table_on_stack = simd.stack(types.int64, 2 * block.rows + 1)
     height, width = block.rows, block.columns
+    _, finish = epilogue or (leave, leave)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         rows, columns, depth, a_row, a_depth, b_depth, out_row = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
@@ -93,9 +99,14 @@ def thin_kernel(block: Block) -> Any:
                 product, first = unit // chunks, unit % chunks * width
                 a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + start * a_depth)
                 b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + start * b_depth + first)
-                out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
+                place = strided(batch_dims, rank, 4, 3, product) + first
+                out = at(typed(p, 2), place)
                 tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, count, out, out_offsets, rows, columns - first,
                      start, a, 0)
+                if start + count >= depth:
+                    for row in range(rows):
+                        finish(at(p, 3), at(out, out_offsets[row]), place + out_offsets[row], first, columns,
+                               min(width, columns - first))
 
     return kernel
 
