@@ -66,14 +66,31 @@ def _succeeded(outcome: Any, as_json: bool) -> Exit:
 
         print(json.dumps({"exit_code": code, "numbers": plain(outcome.numbers), "written": plain(outcome.written),
                           "refused": outcome.refused,
-                          "refusals": plain(outcome.refusals) if outcome.refused else None}))
+                          "refusals": plain(outcome.refusals) if outcome.refused else None,
+                          **plain(outcome.record)}))
         return code
-    width = max(map(len, outcome.numbers), default=0)
-    for name, value in outcome.numbers.items():
-        print(f"{name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")
+    tables = {name: rows for name, rows in outcome.record.items() if isinstance(rows, list)}
+    numbers = {**outcome.numbers, **{name: value for name, value in outcome.record.items() if name not in tables}}
+    for rows in tables.values():
+        _print_table([list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)])
+    width = max(map(len, numbers), default=0)
+    for name, value in numbers.items():
+        print(f"{name:<{width}}  {_shown(value)}")
     if outcome.written is not None:
         print(f"written to {outcome.written}")
     return code
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns, names to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *values in rows:
+        print("  ".join([f"{name:<{widths[0]}}", *(f"{value:>{width}}" for value, width in
+                                                  zip(values, widths[1:], strict=True))]))
 
 
 def _failed(error: BaseException, as_json: bool) -> int:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Outcome:
     written : the run, folder or file that holds the rest
     refused : items of the input that were refused
     refusals : where they are listed
+    record : further keys of the JSON object; a list of rows is a table on the terminal
     """
 
     numbers: Mapping[str, Any]
     written: Path | None = None
     refused: int = 0
     refusals: Path | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def train(app: App, data: Sequence[Path], out: Path | None, config_file: Path | None, given: Mapping[str, Any], *,
@@ -218,6 +220,25 @@ def devices() -> Outcome:
         "features": " ".join(sorted(name for name, present in features.items() if present)),
         "store": str(store.directory()),
     })
+
+
+def accel_topology(path: Path, array: str, dataflow: str, mode: str, chip: str) -> Outcome:
+    """Cycles of a layer list on a systolic array."""
+    _check_inputs([path])
+    topology = importlib.import_module("core.accel.tpu.topology")
+    return Outcome({}, record=topology.topology(path, array, dataflow, mode, chip))
+
+
+def accel_report(model: str, chip: str, batch: int | None, out: Path) -> Outcome:
+    """Tables and pictures of a network on an emulated chip, in a folder."""
+    from core.engine.checkpoint import written_whole
+
+    found = importlib.import_module("core.accel.tpu.report").report(model, chip, batch)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in found.files.items():
+        with written_whole(out / name, "w") as file:
+            file.write(text)
+    return Outcome(found.numbers, out)
 
 
 def bench(words: Sequence[str], peers: Path | None, quick: bool, resume: bool) -> int:

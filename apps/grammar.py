@@ -42,6 +42,7 @@ def grammar(words: Sequence[str], apps: Iterable[App]) -> cyclopts.App:
          lambda given, _: commands.web_app(given["port"]))
     _add(root, "devices", "Show what this machine offers and which kernels run on it.", [_json()],
          lambda given, _: commands.devices())
+    root.command(_accel())
     _add(root, "bench", "Measure kernels beside those of other libraries; needs the source and its extra 'bench'.", [
         _words("parts of the names of what is measured; all if none"),
         _option("peers", Path | None, "python of the environment that has the other libraries", None),
@@ -49,6 +50,26 @@ def grammar(words: Sequence[str], apps: Iterable[App]) -> cyclopts.App:
         _option("resume", bool, "measure only what has no record yet", False)],
         lambda given, _: commands.bench(given.get("words", ()), given["peers"], given["quick"], given["resume"]))
     return root
+
+
+def _accel() -> cyclopts.App:
+    """The commands of the emulated chips."""
+    branch = cyclopts.App("accel", help="Ask what a network costs on an emulated accelerator.")
+    chip = _option("chip", str, "tpu-v1, tpu-v2, tpu-v3 or a TOML file of a machine", "tpu-v1")
+    _add(branch, "topology", "Count the cycles of a layer list of SCALE-Sim on a systolic array.", [
+        _positional("file", Path, "CSV of convolutions, or of M, N and K"),
+        _option("array", str, "rows and columns, such as 128 or 128x64"),
+        _option("dataflow", str, "what stays in place: ws weights, os outputs, is inputs", "ws"),
+        _option("mode", str, "stall-free, pipelined, or full with the memory and vector unit of --chip", "stall-free"),
+        chip, _json()],
+        lambda given, _: commands.accel_topology(given["file"], given["array"], given["dataflow"], given["mode"],
+                                                 given["chip"]))
+    _add(branch, "report", "Write the steps of a network on a chip, their plots, and other chips beside it.", [
+        _positional("model", str, "resnet50, inception3, unet-2d, unet-3d, ffn, mlp0, mlp1, lstm0, lstm1, cnn0, cnn1"),
+        chip, _option("batch", int | None, "items at a time; 8, or as published, if not given", None),
+        _option("out", Path, "folder to write to"), _json()],
+        lambda given, _: commands.accel_report(given["model"], given["chip"], given["batch"], given["out"]))
+    return branch
 
 
 def _version() -> str:

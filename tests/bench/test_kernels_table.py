@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from core.accel.tpu.architectures import ARCHITECTURES
 from tests.bench.kernels import records, report
 from tests.bench.kernels.aims import AIMS
-from tests.bench.kernels.architectures import ARCHITECTURES
 from tests.bench.kernels.layers import layers
 from tests.bench.kernels.measure import Record
 from tests.bench.kernels.rows import processes, rows

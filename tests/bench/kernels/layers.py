@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from tests.bench.kernels.architectures import ARCHITECTURES, Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
+from core.accel.tpu.architectures import ARCHITECTURES, Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
 
 BATCH = {"resnet50": 8, "inception-v3": 8, "unet-2d": 1, "unet-3d": 1, "ffn": 1}
 """Items a call: images of the small networks come in batches, the large ones one by one."""

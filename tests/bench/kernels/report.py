@@ -6,11 +6,11 @@ Invariant: a ratio is the best peer's time over ours, from one run; above 1 we a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.kernels import roofline
+from core.accel.tpu import roofline
 from tests.bench.kernels.aims import AIMS, Records, mean_ratio, peak
 from tests.bench.kernels.measure import Record
 from tests.bench.kernels.rows import processes, rows
@@ -137,9 +137,16 @@ def _plots(records: Records, out: Path) -> dict[str, str]:
     for family in PLOTTED:
         precision = next((name for name in PRECISIONS if name in family), "f32")
         roof = peak(records, precision)
-        found = roofline.points(record for record in records.values() if record.family.removesuffix("-small") == family)
+        found = _points(record for record in records.values() if record.family.removesuffix("-small") == family)
         if found and roof and bandwidth:
             path = out.with_name(f"{out.stem}-{family}.svg")
             path.write_text(roofline.plot(TITLES[family], found, {precision: roof}, bandwidth), encoding="utf-8")
             drawn[family] = path.name
     return drawn
+
+
+def _points(records: Iterable[Record]) -> list[roofline.Point]:
+    """The rows that have operations, bytes and a time."""
+    return [roofline.Point(record.name, record.flops / record.nbytes, record.flops / record.ours,
+                           record.flops / record.peers[record.best] if record.best else None)
+            for record in records if record.flops and record.nbytes and record.ours]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from core.accel.tpu.architectures import ARCHITECTURES
 from tests.bench.kernels import arrays
-from tests.bench.kernels.architectures import ARCHITECTURES
 from tests.bench.kernels.arrays import MOMENTUM, RATE
 from tests.bench.kernels.worker import Call, Unsupported, Work, serve
 from tests.bench.kernels.workers import jax_networks

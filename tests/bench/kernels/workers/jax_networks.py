@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests.bench.kernels.architectures import Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
+from core.accel.tpu.architectures import Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
 
 Part = Callable[..., Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from core.accel.tpu.architectures import ARCHITECTURES, Channel, Conv, Dense, Draw, Pool, Up, build
 from tests.bench.kernels import arrays
-from tests.bench.kernels.architectures import ARCHITECTURES, Channel, Conv, Dense, Draw, Pool, Up, build
 from tests.bench.kernels.worker import Unsupported, Work
 
 OPSET, IR_VERSION = 20, 9

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from core.accel.tpu.architectures import ARCHITECTURES
 from core.engine import ops, tree
 from core.engine.array import as_array
 from core.engine.grad import value_and_grad, vjp
@@ -19,7 +20,6 @@ from core.engine.optim import SGD, Adam
 from core.engine.provenance import versions
 from core.engine.train import State
 from tests.bench.kernels import arrays
-from tests.bench.kernels.architectures import ARCHITECTURES
 from tests.bench.kernels.arrays import MOMENTUM, RATE
 from tests.bench.kernels.worker import Call, Unsupported, Work, serve
 from tests.bench.kernels.workers import ours_networks, ours_peaks

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from core.accel.tpu.architectures import Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
 from core.engine import ops
 from core.engine.array import Array, as_array
 from core.engine.losses import binary_cross_entropy, cross_entropy
 from core.engine.module import Module, replace, static
 from core.engine.nn import BatchNorm, ConvTranspose, Linear, avg_pool, global_avg_pool, max_pool, relu
 from core.engine.nn import Conv as ConvLayer
-from tests.bench.kernels.architectures import Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
 
 
 class Unit(Module):

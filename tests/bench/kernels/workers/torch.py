@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from core.accel.tpu.architectures import ARCHITECTURES
 from tests.bench.kernels import arrays
-from tests.bench.kernels.architectures import ARCHITECTURES
 from tests.bench.kernels.arrays import MOMENTUM, RATE
 from tests.bench.kernels.worker import Call, Unsupported, Work, serve, threads
 from tests.bench.kernels.workers import torch_networks

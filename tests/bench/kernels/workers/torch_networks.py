@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from core.accel.tpu.architectures import Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
 from tests.bench.kernels import arrays
-from tests.bench.kernels.architectures import Architecture, Channel, Conv, Dense, Draw, Pool, Up, build
 
 
 class _Concat(nn.Module):

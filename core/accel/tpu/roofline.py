@@ -1,16 +1,14 @@
-"""The roofline plot (Williams et al., Communications of the ACM 52(4), 2009) of a family of rows, as SVG.
+"""The roofline plot (Williams et al., Communications of the ACM 52(4), 2009), as SVG.
 
-Invariant: both axes are logarithmic; the roofs are what this machine did in the same table of records.
+Invariant: both axes are logarithmic; a point lies at its own numbers, cut to the frame.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from tests.bench.kernels.measure import Record
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 460, 70, 20, 34, 48
 OURS, PEER, ROOF, GRID = "#c0392b", "#2c6fad", "#444", "#ddd"
@@ -18,12 +16,12 @@ OURS, PEER, ROOF, GRID = "#c0392b", "#2c6fad", "#444", "#ddd"
 
 @dataclass(frozen=True)
 class Point:
-    """A row: operations a byte, and operations a second of ours and of the best peer."""
+    """A row: operations a byte, and operations a second of ours and, if there is one, of the best peer."""
 
     name: str
     intensity: float
     ours: float
-    peer: float | None
+    peer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,14 @@ def _part(value: float, bounds: tuple[float, float]) -> float:
     return min(max((math.log10(value) - low) / (high - low), 0.0), 1.0)
 
 
-def points(records: Iterable[Record]) -> list[Point]:
-    """The rows that have operations, bytes and a time."""
-    return [Point(record.name, record.flops / record.nbytes, record.flops / record.ours,
-                  record.flops / record.peers[record.best] if record.best else None)
-            for record in records if record.flops and record.nbytes and record.ours]
-
-
-def plot(title: str, found: Sequence[Point], peaks: dict[str, float], bandwidth: float) -> str:
+def plot(title: str, found: Sequence[Point], peaks: dict[str, float], bandwidth: float, memory: str = "copy") -> str:
     """An SVG of rows under their roofs.
 
     Parameters
     ----------
     peaks : operations a second by the name of the precision
-    bandwidth : bytes a second that copying reads and writes
+    bandwidth : bytes a second of the sloping roof
+    memory : what has this bandwidth
     """
     axes = _axes(found, peaks)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
@@ -70,9 +62,10 @@ def plot(title: str, found: Sequence[Point], peaks: dict[str, float], bandwidth:
         x, y = axes.at(axes.x[1], peak)
         parts.append(_text(x - 6, y - 5, f"{name} peak {peak / 1e9:,.0f} GFLOP/s", "end"))
     x, y = axes.at(axes.x[0], bandwidth * axes.x[0])
-    parts.append(_text(x + 8, y - 12, f"copy {bandwidth / 1e9:.0f} GB/s", "start"))
+    parts.append(_text(x + 8, y - 12, f"{memory} {bandwidth / 1e9:.0f} GB/s", "start"))
     parts += [part for point in found for part in _marks(point, axes)]
-    parts += _legend()
+    if any(point.peer is not None for point in found):
+        parts += _legend()
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The convolutional networks of the benchmark as data, and one walk that turns them into any framework's layers.
+"""Convolutional networks as data, and one walk that turns them into the layers of any framework.
 
 Invariant: every framework gets the same numbers, because the walk draws the weights, in one order from one seed. Arrays
 are channels-last here: x[batch, space..., channel], kernels [space..., in, out]; all padding is by pairs of equal ends.

@@ -1,0 +1,1 @@
+"""The emulated TPU: the chip's time, and beside it the chip's numbers."""
