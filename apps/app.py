@@ -148,7 +148,7 @@ class TrainingConfig:
     """Settings of every training; the config of an app adds its own."""
 
     seed: int = setting(0, "start of all random numbers", low=0, high=2**32 - 1)
-    device: str = setting("cpu", "backend that trains: cpu or reference")
+    device: str = setting("cpu", "backend that trains: cpu, reference, or an emulated TPU such as tpu-v2")
 
 
 _MISSING = dataclasses.MISSING

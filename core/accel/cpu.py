@@ -61,8 +61,8 @@ _UNSHARED = _references([np.empty(2)[1:]], 0)
 class CpuExecutable:
     """A plan with its memory. Calls take turns."""
 
-    def __init__(self, graph: Graph, options: Options) -> None:
-        self._plan: Plan = make_plan(graph, options, "cpu")
+    def __init__(self, graph: Graph, options: Options, backend: str = "cpu") -> None:
+        self._plan: Plan = make_plan(graph, options, backend)
         self.report = self._plan.report
         self._options = options
         self._lock = threading.Lock()

@@ -211,7 +211,7 @@ _NUMBERS = {dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64}
 _KERNEL_TYPES: dict[str, set[DType]] = {
     "dot": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
     "conv": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
-    "conv_dw": {dtypes.float32, dtypes.float64}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL)}
+    "conv_dw": {dtypes.float32, dtypes.float64, dtypes.bfloat16}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL)}
 
 
 def has_kernel(equation: Equation) -> bool:

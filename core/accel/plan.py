@@ -18,6 +18,7 @@ from core.accel.passes.memory import aligned, lifetimes, place
 from core.accel.passes.recompute import recompute
 from core.accel.passes.recurrence import lighten
 from core.accel.passes.simplify import simplify
+from core.accel.passes.widened import read_narrow
 from core.accel.step import Buffer, Repeat, Step, View, contiguous
 from core.engine.backends import Options, Report
 from core.engine.graph import Graph
@@ -53,8 +54,8 @@ class Plan:
 
 
 def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
-    """Simplify, fuse, lower, and place in memory."""
-    graph = lighten(simplify(graph))
+    """Simplify, read narrow numbers narrow, fuse, lower, and place in memory."""
+    graph = read_narrow(lighten(simplify(graph)))
     graph.check()
     nodes = fuse(graph)
     again = recompute(graph, nodes)

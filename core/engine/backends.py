@@ -5,6 +5,7 @@ Invariant: this is the one file of the engine that reaches `core.accel`, by name
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 from core.engine.errors import DeviceError
 from core.engine.graph import Graph
 
-MODULES = {"reference": "core.accel.reference", "null": "core.accel.null", "cpu": "core.accel.cpu"}
+MODULES = {
+    "reference": "core.accel.reference:BACKEND", "null": "core.accel.null:BACKEND", "cpu": "core.accel.cpu:BACKEND",
+    "tpu-v1": "core.accel.tpu.backend:V1",
+    "tpu-v2": "core.accel.tpu.backend:V2", "tpu-v2:3": "core.accel.tpu.backend:V2_IN_3_PASSES",
+    "tpu-v2:6": "core.accel.tpu.backend:V2_IN_6_PASSES",
+    "tpu-v3": "core.accel.tpu.backend:V3", "tpu-v3:3": "core.accel.tpu.backend:V3_IN_3_PASSES",
+    "tpu-v3:6": "core.accel.tpu.backend:V3_IN_6_PASSES",
+}
+"""Where the backend of each name is: the module, and the object in it. What follows a colon in a name is the number of
+passes in which the matrix unit multiplies float32 numbers."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,9 @@ def backend(name: str) -> Backend:
         If there is none.
     """
     if name not in MODULES:
-        raise DeviceError(f"no device {name!r}; this installation has {', '.join(MODULES)}")
-    found: Backend = importlib.import_module(MODULES[name]).BACKEND
+        near = difflib.get_close_matches(name, MODULES, n=1, cutoff=0.7)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise DeviceError(f"no device {name!r}{hint}; this installation has {', '.join(MODULES)}")
+    module, attribute = MODULES[name].split(":")
+    found: Backend = getattr(importlib.import_module(module), attribute)
     return found

@@ -48,7 +48,7 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
         raise ValueError(f"a convolution writes a contiguous array; out {out.shape} has strides {out.strides}")
     if out.size == 0:
         return []
-    if not _needs_loop(w, groups):
+    if not needs_loop(w.shape[-1], groups):
         plain = partial(_plain_conv, epilogue=epilogue)
         return _by_phase(plain, x, w, out, stride, padding, dilation, input_dilation, groups)
     total = contiguous(dtypes.float32, out.shape, "sums") if out.dtype is dtypes.bfloat16 else out
@@ -62,12 +62,12 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
     """Steps of `conv` without input dilation; out may have gaps between its pixels."""
     if out.size == 0:
         return []
-    if x.dtype in narrow.DTYPES and not _needs_loop(w, groups):
+    if x.dtype in narrow.DTYPES and not needs_loop(w.shape[-1], groups):
         return _narrow_conv(x, w, out, stride, padding, dilation, groups, epilogue)
     if depthwise.fits(x, w, out, groups):
         return depthwise.conv(x, w, out, stride, padding, dilation)
     x, steps = padded(x, padding)
-    if _needs_loop(w, groups):
+    if needs_loop(w.shape[-1], groups):
         return [*steps, _grouped_step("grouped_kernel", x, w, out, stride, dilation, groups)]
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
     if w.size == group_in and max(stride) == 1 and x.dtype is out.dtype and x.is_contiguous and out.is_contiguous:
@@ -244,7 +244,7 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
         return depthwise.conv_dw(x, out, ct, stride, padding, dilation)
     x, steps = padded(x, padding)
     group_in, group_out = out.shape[-2], out.shape[-1] // groups
-    if _needs_loop(out, groups):
+    if needs_loop(out.shape[-1], groups):
         return [*steps, _grouped_step("grouped_dw_kernel", x, out, ct, stride, dilation, groups)]
     kernel, tap_strides = out.shape[:-2], _tap_strides(x, dilation)
     rows = group_in
@@ -303,9 +303,9 @@ def _is_run(w: View) -> bool:
     return w.strides[-3] == w.shape[-2] * w.strides[-2]
 
 
-def _needs_loop(w: View, groups: int) -> bool:
-    """Whether groups have too few output channels to fill half a vector."""
-    return groups > 1 and 2 * w.shape[-1] // groups <= host().lanes
+def needs_loop(outputs: int, groups: int) -> bool:
+    """Whether groups have too few of the output channels to fill half a vector."""
+    return groups > 1 and 2 * outputs // groups <= host().lanes
 
 
 def _grouped_step(factory: str, x: View, w: View, out: View, stride: Sequence[int], dilation: Sequence[int],

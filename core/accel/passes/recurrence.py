@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.accel.passes.simplify import simplify
+from core.engine import dtypes
 from core.engine.graph import Aval, Equation, Graph, Value, Where
 from core.engine.ops.table import TABLE
 
@@ -145,21 +146,23 @@ class _Loop:
     def _stacked(self, value: Value, makers: Mapping[Value, Equation], behind: list[Equation]) -> Value | None:
         """A value of each step, along a new leading axis; None for one that is the same in all.
 
-        The axes of the stack are exchanged behind the loop, where that costs nothing.
+        The axes of the stack are exchanged behind the loop, where that costs nothing, and bfloat16 is widened there.
         """
         if value in self.slices:
             return self.slices[value]
         if value in self.fixed:
             return None
         maker = makers.get(value)
-        if maker is not None and maker.op.name == "transpose":
+        if maker is not None and (maker.op.name == "transpose" or _widens(maker)):
             source = self._stacked(maker.inputs[0], makers, behind)
             if source is None:
                 return None
-            turned = Value(Aval(value.aval.dtype, (self.length, *value.aval.shape)))
-            axes = (0, *(axis + 1 for axis in maker.params["axes"]))
-            behind.append(Equation(maker.op, (source,), {"axes": axes}, (turned,), maker.where))
-            return turned
+            made = Value(Aval(value.aval.dtype, (self.length, *value.aval.shape)))
+            params = maker.params
+            if maker.op.name == "transpose":
+                params = {"axes": (0, *(axis + 1 for axis in maker.params["axes"]))}
+            behind.append(Equation(maker.op, (source,), params, (made,), maker.where))
+            return made
         for result, stack in self.results:
             if result is value:
                 return stack
@@ -224,6 +227,11 @@ def _terms(carry: _Carried, users: Mapping[Value, list[Equation]], makers: Mappi
             break
         term = maker.inputs[0]
     return []
+
+
+def _widens(equation: Equation) -> bool:
+    """Whether an equation converts bfloat16 numbers, whose stack is smaller than that of the result."""
+    return equation.op.name == "convert" and equation.inputs[0].aval.dtype is dtypes.bfloat16
 
 
 def _over_steps(core: Equation, stacked: list[Value]) -> Equation:

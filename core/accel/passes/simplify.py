@@ -249,17 +249,17 @@ def simplify(graph: Graph, numbers: Mapping[Value, float] | None = None, *, in_s
     staged = simplifier.graph
     staged.outputs = [simplifier.value(known[value]) for value in graph.outputs]
     staged.constants = {simplifier.value(array): array.storage for array in simplifier.captures}
-    return _needed(staged)
+    return needed(staged)
 
 
-def _needed(graph: Graph) -> Graph:
+def needed(graph: Graph) -> Graph:
     """The graph without equations and constants that no output depends on."""
-    needed = set(graph.outputs)
+    found = set(graph.outputs)
     kept = []
     for equation in reversed(graph.equations):
-        if any(value in needed for value in equation.outputs) or equation.op.name == "custom_call":
+        if any(value in found for value in equation.outputs) or equation.op.name == "custom_call":
             kept.append(equation)
-            needed.update(equation.inputs)
-    constants = {value: array for value, array in graph.constants.items() if value in needed}
+            found.update(equation.inputs)
+    constants = {value: array for value, array in graph.constants.items() if value in found}
     return Graph(graph.inputs, kept[::-1], graph.outputs, constants)
 

@@ -1,1 +1,1 @@
-"""The emulated TPU: the chip's time, and beside it the chip's numbers."""
+"""Emulated TPUs: the chips' numbers, their time, and the first one's instructions."""

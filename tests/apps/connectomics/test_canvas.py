@@ -43,7 +43,7 @@ def filled(image: np.ndarray, device: str, options: FloodOptions, labels: np.nda
     return canvas, [origin for origin in canvas.segment(seeds_of(image)) if origin is not None]
 
 
-@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("device", ["reference", "cpu", "tpu-v2"])
 @pytest.mark.parametrize("disco", [0.0, 0.3, -1.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_objects_are_those_of_the_plain_loop(seed: int, disco: float, device: str) -> None:

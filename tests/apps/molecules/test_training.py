@@ -399,3 +399,34 @@ def test_a_kill_between_members_changes_nothing(nci: Path, tmp_path: Path, whole
     assert RunDirectory.open(run).record["resumed"] == 1
     epochs = [(line["name"], line["epoch"]) for line in RunDirectory.open(run).metrics() if line["epoch_done"]]
     assert epochs == [(f"member {member}", epoch) for member in (1, 2) for epoch in range(1, 13)]
+
+
+# ------------------------------------------------------------------------------------------------ emulated chips
+
+
+def test_an_emulated_chip_trains(nci: Path, tmp_path: Path, runs: dict[str, Path]) -> None:
+    train(nci, "--target", "tpsa", "--epochs", "20", "--coverage", "0.5", "--device", "tpu-v2", *FAST, "--out",
+          tmp_path / "run")
+    losses, of_cpu = ([line["loss"] for line in RunDirectory.open(run).metrics() if line["epoch_done"]]
+                      for run in (tmp_path / "run", runs["dmpnn"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert losses != of_cpu
+    np.testing.assert_allclose(losses[:2], of_cpu[:2], rtol=1e-2)  # later on small differences have grown
+    assert molecules("predict", tmp_path / "run", nci, "--out", tmp_path / "predicted.csv").code == 0
+    assert np.isfinite(predicted(tmp_path / "predicted.csv", "tpsa")).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_emulated_chip_predicts_almost_the_same(runs: dict[str, Path], model: str) -> None:
+    examples = [example(text) for text in SMILES]
+    exact, one_pass, six_passes = (Trained.load(RunDirectory.open(runs[model]), device).values(examples)
+                                   for device in ("cpu", "tpu-v2", "tpu-v2:6"))
+    scale = np.abs(exact).max()
+    assert 1e-5 * scale < np.abs(one_pass - exact).max() < 2e-2 * scale
+    assert np.abs(six_passes - exact).max() < 1e-5 * scale
+
+
+def test_the_integer_chip_refuses_to_train(nci: Path, tmp_path: Path) -> None:
+    outcome = molecules("train", nci, "--target", "tpsa", "--device", "tpu-v1", *QUICK, "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert "tpu-v1 cannot compute dot at" in outcome.err and "quantise the run first" in outcome.err

@@ -1,0 +1,74 @@
+"""Backends of the emulated TPUs: the chips' numbers on the kernels of the cpu backend.
+
+Invariant: a chip computes the graph that `numerics` makes of the given one; how that graph runs, and in what order its
+sums add up, is up to the cpu backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.accel.cpu import CpuExecutable
+from core.accel.tpu.numerics import round_products
+from core.engine import dtypes
+from core.engine.backends import Options
+from core.engine.errors import DeviceError, compose
+from core.engine.graph import Equation, Graph
+
+
+@dataclass(frozen=True)
+class FloatTpu:
+    """TPU v2 or v3: products of bfloat16 numbers, in so many passes, summed in float32."""
+
+    name: str
+    passes: int = 1
+
+    def compile(self, graph: Graph, options: Options) -> CpuExecutable:
+        return CpuExecutable(round_products(graph, self.passes), options, self.name)
+
+
+@dataclass(frozen=True)
+class IntegerTpu:
+    """TPU v1: products of 8-bit integers, summed in 32 bits, which wrap around; the rest as the graph says.
+
+    The chip multiplies 16-bit integers too, at half and at a quarter of its speed; the engine has no type for them.
+    """
+
+    name: str
+
+    def compile(self, graph: Graph, options: Options) -> CpuExecutable:
+        self._check(graph)
+        return CpuExecutable(graph, options, self.name)
+
+    def _check(self, graph: Graph) -> None:
+        """Refuse products that the matrix unit cannot do.
+
+        Raises
+        ------
+        DeviceError
+            If there is one, here, in a scan or in a call.
+        """
+        for equation in graph.equations:
+            for inner in equation.params.values():
+                if isinstance(inner, Graph):
+                    self._check(inner)
+            if equation.op.family == "contract" and not _is_of_bytes(equation):
+                raise DeviceError(self._refusal(equation))
+
+    def _refusal(self, equation: Equation) -> str:
+        at = f" at {equation.where}" if str(equation.where) else ""
+        first, second = (str(value.aval) for value in equation.inputs)
+        return compose(f"{self.name} cannot compute {equation.op.name}{at}", [
+            ("found", f"{first} times {second}"),
+            ("rule", "the chip multiplies i8 by i8 and u8 by i8, and sums in i32"),
+            ("hint", "quantise the run first: tilework APP quantize RUN --bits 8 --out RUN8"),
+        ])
+
+
+def _is_of_bytes(product: Equation) -> bool:
+    return product.inputs[1].aval.dtype is dtypes.int8 and product.outputs[0].aval.dtype is dtypes.int32
+
+
+V1 = IntegerTpu("tpu-v1")
+V2, V2_IN_3_PASSES, V2_IN_6_PASSES = FloatTpu("tpu-v2"), FloatTpu("tpu-v2:3", 3), FloatTpu("tpu-v2:6", 6)
+V3, V3_IN_3_PASSES, V3_IN_6_PASSES = FloatTpu("tpu-v3"), FloatTpu("tpu-v3:3", 3), FloatTpu("tpu-v3:6", 6)

@@ -1,0 +1,211 @@
+"""Instructions of TPU v1 as data, with their encoding and their text.
+
+Jouppi et al., "In-Datacenter Performance Analysis of a Tensor Processing Unit" (arXiv 1704.04760, section 2), name the
+instructions and say that MatrixMultiply has 12 bytes: 3 of the address in the unified buffer, 2 of that in the
+accumulators, 4 of length (two dimensions for a convolution), the rest opcode and flags. The paper says nothing about
+the bits within them, nor about the other instructions: those here share that frame, the numbers are ours.
+
+Invariant: an instruction is 12 bytes, and decoding them gives it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from core.engine.errors import DeviceError
+
+NBYTES = 12
+_OPCODE = 72
+"""The bit at which the opcode begins; flags follow it."""
+
+
+@dataclass(frozen=True)
+class Memories:
+    """Sizes of the memories that instructions name.
+
+    Attributes
+    ----------
+    array : rows and columns of the matrix unit, and 8-bit elements of a row of the unified buffer
+    buffer_rows, accumulator_rows : rows of `array` elements; those of the accumulators have 32 bits
+    fifo_tiles : tiles of `array` x `array` weights that may wait in front of the matrix unit
+    """
+
+    array: int = 256
+    buffer_rows: int = (24 << 20) // 256
+    accumulator_rows: int = 4096
+    fifo_tiles: int = 4
+
+
+class Function(enum.IntEnum):
+    """What the activation unit does to sums before they become bytes."""
+
+    IDENTITY = 0
+    RELU = 1
+
+
+def _bits(first: int, count: int, kind: Callable[[int], Any] = int) -> dict[str, Any]:
+    """Where of the 96 bits a field is, and what it is made of."""
+    return {"first": first, "count": count, "kind": kind}
+
+
+_BUFFER, _ACCUMULATOR = _bits(0, 24), _bits(24, 16)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; addresses in the unified buffer and in the accumulators count rows."""
+
+    name: ClassVar[str]
+    opcode: ClassVar[int]
+
+    def __str__(self) -> str:
+        words = []
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, bool):
+                words += [entry.name] if value else []
+            else:
+                words.append(f"{entry.name} {value.name.lower() if isinstance(value, Function) else value}")
+        return f"{self.name:<18} {', '.join(words)}".rstrip()
+
+    def encode(self) -> bytes:
+        """The 12 bytes.
+
+        Raises
+        ------
+        DeviceError
+            If a number does not fit into its field.
+        """
+        word = self.opcode << _OPCODE
+        for entry in dataclasses.fields(self):
+            number, count = int(getattr(self, entry.name)), entry.metadata["count"]
+            if not 0 <= number < 1 << count:
+                raise DeviceError(f"{self.name}: {entry.name} is {number}, and has {count} bits, "
+                                  f"0 to {(1 << count) - 1}")
+            word |= number << entry.metadata["first"]
+        return word.to_bytes(NBYTES, "little")
+
+
+@dataclass(frozen=True)
+class ReadHostMemory(Instruction):
+    """Copy rows from host memory, from byte `host` on, to the unified buffer."""
+
+    name, opcode = "Read_Host_Memory", 1
+    buffer: int = field(metadata=_BUFFER)
+    rows: int = field(metadata=_bits(24, 16))
+    host: int = field(metadata=_bits(40, 32))
+
+
+@dataclass(frozen=True)
+class WriteHostMemory(Instruction):
+    """Copy rows of the unified buffer to host memory, from byte `host` on."""
+
+    name, opcode = "Write_Host_Memory", 2
+    buffer: int = field(metadata=_BUFFER)
+    rows: int = field(metadata=_bits(24, 16))
+    host: int = field(metadata=_bits(40, 32))
+
+
+@dataclass(frozen=True)
+class ReadWeights(Instruction):
+    """Put tiles of the weight memory, from number `tile` on, into the queue in front of the matrix unit."""
+
+    name, opcode = "Read_Weights", 3
+    count: int = field(metadata=_bits(24, 16))
+    tile: int = field(metadata=_bits(40, 32))
+
+
+@dataclass(frozen=True)
+class MatrixMultiply(Instruction):
+    """Multiply rows of the unified buffer by the weights in the matrix unit.
+
+    Attributes
+    ----------
+    next_tile : shift the next tile of the queue in first
+    accumulate : add to what the accumulators hold
+    signed : whether the bytes of the buffer are i8; else they are u8
+    """
+
+    name, opcode = "MatrixMultiply", 4
+    buffer: int = field(metadata=_BUFFER)
+    accumulator: int = field(metadata=_ACCUMULATOR)
+    rows: int = field(metadata=_bits(40, 32))
+    next_tile: bool = field(metadata=_bits(80, 1, bool))
+    accumulate: bool = field(metadata=_bits(81, 1, bool))
+    signed: bool = field(metadata=_bits(82, 1, bool))
+
+
+@dataclass(frozen=True)
+class Convolve(Instruction):
+    """MatrixMultiply for one tap of a convolution: `lines` lines of `length` rows that begin `pitch` rows apart."""
+
+    name, opcode = "Convolve", 5
+    buffer: int = field(metadata=_BUFFER)
+    accumulator: int = field(metadata=_ACCUMULATOR)
+    lines: int = field(metadata=_bits(40, 16))
+    length: int = field(metadata=_bits(56, 16))
+    next_tile: bool = field(metadata=_bits(80, 1, bool))
+    accumulate: bool = field(metadata=_bits(81, 1, bool))
+    signed: bool = field(metadata=_bits(82, 1, bool))
+    pitch: int = field(metadata=_bits(83, 13))
+
+
+@dataclass(frozen=True)
+class Activate(Instruction):
+    """Make bytes in the unified buffer of rows of the accumulators, by number `scaling` of the program's scalings."""
+
+    name, opcode = "Activate", 6
+    buffer: int = field(metadata=_BUFFER)
+    accumulator: int = field(metadata=_ACCUMULATOR)
+    rows: int = field(metadata=_bits(40, 32))
+    function: Function = field(metadata=_bits(80, 2, Function))
+    scaling: int = field(metadata=_bits(82, 14))
+
+
+@dataclass(frozen=True)
+class Synchronise(Instruction):
+    """Wait until what was written to the unified buffer is there."""
+
+    name, opcode = "Synchronise", 7
+
+
+@dataclass(frozen=True)
+class Halt(Instruction):
+    """Stop."""
+
+    name, opcode = "Halt", 8
+
+
+_KINDS: dict[int, type[Instruction]] = {kind.opcode: kind for kind in (
+    ReadHostMemory, WriteHostMemory, ReadWeights, MatrixMultiply, Convolve, Activate, Synchronise, Halt)}
+
+
+def decode(encoded: bytes) -> Instruction:
+    """The instruction of 12 bytes.
+
+    Raises
+    ------
+    DeviceError
+        If they are none.
+    """
+    word = int.from_bytes(encoded, "little")
+    kind = _KINDS.get(word >> _OPCODE & 255)
+    if len(encoded) == NBYTES and kind is not None:
+        numbers = {entry.name: (word >> entry.metadata["first"]) % (1 << entry.metadata["count"])
+                   for entry in dataclasses.fields(kind)}
+        with contextlib.suppress(ValueError):  # of an unknown function
+            found = kind(**{entry.name: entry.metadata["kind"](numbers[entry.name])
+                            for entry in dataclasses.fields(kind)})
+            if found.encode() == encoded:
+                return found
+    raise DeviceError(f"{encoded.hex()} is no instruction; one has {NBYTES} bytes, and what it does not need is 0")
+
+
+def listing(instructions: Iterable[Instruction]) -> str:
+    """Numbered lines, one an instruction."""
+    return "\n".join(f"{number:4}  {instruction}" for number, instruction in enumerate(instructions))
