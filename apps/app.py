@@ -40,12 +40,15 @@ class Command:
     settings : dotted path of a frozen dataclass of further settings, handed over as ``settings=``; empty for none
     addresses : the input is a text such as ``FILE.h5:dataset`` or ``gs://bucket/volume``, which the function opens
         itself; otherwise it is the path of a file or folder that exists
+    stores : what it makes may lie in an object store: ``out`` is a text, such as ``gs://bucket/volume.zarr``, which the
+        function checks itself. It refuses no items, and is called without ``refused``
     """
 
     function: str
     summary: str
     settings: str = ""
     addresses: bool = False
+    stores: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ class Outcome:
     Attributes
     ----------
     numbers : results by name
-    written : the run, folder or file that holds the rest
+    written : the run, folder, file or address that holds the rest
     refused : items of the input that were refused
     refusals : where they are listed
     record : further keys of the JSON object; a list of rows is a table on the terminal
     """
 
     numbers: Mapping[str, Any]
-    written: Path | None = None
+    written: Path | str | None = None
     refused: int = 0
     refusals: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -135,9 +135,11 @@ def predict(app: App, run_path: Path, source: str, out: Path, given: Mapping[str
     return _convert(app.predict, source, out, given, run=run, config=load_config(load(app.config), run.config_path))
 
 
-def extra(command: Command, source: str, out: Path, given: Mapping[str, Any]) -> Outcome:
-    """A command of an app's own."""
-    return _convert(command, source, out, given)
+def extra(command: Command, source: str, out: Path | str, given: Mapping[str, Any]) -> Outcome:
+    """A command of an app's own; `out` is a text if it may be an address."""
+    if isinstance(out, Path):
+        return _convert(command, source, out, given)
+    return Outcome(_call(command, given, input=source, out=out).numbers, out)
 
 
 def sample(app: App, out: Path, given: Mapping[str, Any]) -> Outcome:

@@ -107,7 +107,8 @@ def _add_others(branch: cyclopts.App, app: App) -> None:
     _add(branch, "sample", app.sample.summary, [_option("out", Path, "folder to write to"), _json()],
          lambda given, values: commands.sample(app, given["out"], values), _own(app.sample))
     for name, command in app.extra.items():
-        _add(branch, name, command.summary, [_source(command), _option("out", Path, "what to write"), _json()],
+        out = _option("out", str if command.stores else Path, "what to write")
+        _add(branch, name, command.summary, [_source(command), out, _json()],
              partial(_extra, command), _own(command))
 
 

@@ -34,6 +34,6 @@ APP = App(
                                "write the skeletons of a segmentation as SWC files",
                                settings="apps.connectomics.config:SkeletonizeSettings", addresses=True),
         "export": Command("apps.connectomics.export:export", "copy a volume into another format",
-                          settings="apps.connectomics.config:ExportSettings", addresses=True),
+                          settings="apps.connectomics.config:ExportSettings", addresses=True, stores=True),
     },
 )

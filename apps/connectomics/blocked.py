@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,16 +22,16 @@ from apps.connectomics.config import ConnectomicsConfig, SegmentSettings
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
 from apps.connectomics.segment import (
-    ORIGIN,
     as_network_sees,
     fill,
     policy_seeds,
     program_of,
     refuse_not_finite,
+    rows_of,
 )
-from apps.connectomics.volumes import Volume, create_volume, open_volume
+from apps.connectomics.segmentations import ORIGIN, written_segmentation
+from apps.connectomics.volumes import Volume, open_volume
 from apps.connectomics.workers import run_blocks
-from core.engine.checkpoint import PART
 from core.engine.errors import ConfigError, DataError, compose
 from core.engine.run import RunDirectory
 
@@ -51,8 +50,8 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     DataError
         If no voxel size is known.
     """
-    if settings.init or settings.seeds:
-        raise ConfigError("--init and --seeds are for whole volumes; leave out --block, or these")
+    if settings.init or settings.seeds or settings.origins:
+        raise ConfigError("--init, --seeds and --origins are for whole volumes; leave out --block, or these")
     if volume.voxel_size is None:
         raise DataError(compose(f"{volume.address} does not say how large a voxel is", [
             ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
@@ -68,14 +67,10 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,
                settings.scheduler or None)
     ids = reconcile(grid, ledger, settings.agreement)
-    temporary = out.with_name(f".{out.stem}{PART}.h5")
-    temporary.unlink(missing_ok=True)
-    assemble(grid, ledger, ids, create_volume(f"{temporary}:segmentation", volume.shape, np.uint32,
-                                              volume.voxel_size))
     origins = _origins(grid, ledger, ids)
-    with h5py.File(temporary, "a") as store:
-        store.create_dataset("origins", data=origins)
-    os.replace(temporary, out)
+    with written_segmentation(out, volume.shape, volume.voxel_size, precision=settings.precision) as file:
+        assemble(grid, ledger, ids, file)
+        file.write_origins(origins)
     return Report({"blocks": len(grid), "segments of blocks": len(origins), "objects": len(np.unique(origins["id"])),
                    "moves of objects": int(origins["moves"].sum()), "precision": settings.precision})
 
@@ -88,23 +83,24 @@ def segment_block(block: Block, arguments: Mapping[str, Any]) -> dict[str, NDArr
     volume = open_volume(arguments["input"], axes=settings.axes, voxel_size=settings.voxel_size)
     image = volume.read(block.start, block.stop)
     refuse_not_finite(image, volume.address, block.start)
-    rows = np.zeros(0, ORIGIN)
+    empty = {"labels": np.zeros(block.shape, np.uint32), "origins": np.zeros(0, ORIGIN)}
     if image.min() == image.max():  # outside of what was imaged
-        return {"labels": np.zeros(block.shape, np.uint32), "origins": rows}
+        return empty
     normal = as_network_sees(image, config)
-    canvas, origins = fill(normal, np.zeros(block.shape, np.int32), program_of(run, config, settings.precision), config,
-                           settings, policy_seeds(normal, config, settings))
-    if origins:
-        rows = np.array([(origin.id, *np.add(origin.seed, block.start), origin.moves, origin.voxels)
-                         for origin in origins], ORIGIN)
-    return {"labels": np.maximum(canvas.labels, 0).astype(np.uint32), "origins": rows}
+    nothing = np.zeros(block.shape, np.int32)
+    seeds = policy_seeds(normal, nothing, config, settings)
+    if not len(seeds):
+        return empty
+    program = program_of(run, config, settings.precision, normal)
+    canvas, origins = fill(normal, nothing, program, config, settings, seeds)
+    return {"labels": np.maximum(canvas.labels, 0).astype(np.uint32), "origins": rows_of(origins, block.start)}
 
 
 def _origins(grid: Grid, ledger: Ledger, ids: GlobalIds) -> NDArray[Any]:
     """How all objects of all blocks came to be, by global id; an object of several blocks has several rows."""
     parts = []
     for block in grid:
-        rows = ledger.load(block.number)["origins"]
+        rows = ledger.load(block.number, "origins")
         rows["id"] = ids.of(block.number, rows["id"].astype(np.uint32))
         parts.append(rows)
     return np.sort(np.concatenate(parts), order=("id", "z", "y", "x"))

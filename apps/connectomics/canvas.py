@@ -120,6 +120,10 @@ class Canvas:
         self._last = int(self.labels.max(initial=0))
         options = self.options
         self._geometry = np.array([*self.image.shape, *self.field_of_view, *options.deltas], np.int64)
+        depth, height, width = self.field_of_view
+        z, y = np.indices((depth, height), np.int64)
+        _, lines, columns = self.image.shape
+        self._rows = (((z - depth // 2) * lines + y - height // 2) * columns - width // 2).reshape(-1)
         self._thresholds = np.array([logit(options.pad_value), logit(options.move_threshold),
                                      options.disco_seed_threshold], np.float32)
         cells = math.prod(size // max(delta, 1) + 2
@@ -163,7 +167,7 @@ class Canvas:
             before = int(state[f.MOVES])
             self.program.drive(
                 f.flood, [self._seen_image, self._seen_logits], [self._found], self.image.reshape(-1),
-                self.logits.reshape(-1), self.labels.reshape(-1), self._geometry, self._thresholds,
+                self.logits.reshape(-1), self.labels.reshape(-1), self._geometry, self._rows, self._thresholds,
                 self._seen_image.reshape(-1), self._seen_logits.reshape(-1), self._found.reshape(-1), self._queue,
                 self._cells, self._scores, self._targets, state, MOVES_AT_ONCE)
             self.counters = replace(self.counters, moves=self.counters.moves + int(state[f.MOVES]) - before)

@@ -12,8 +12,9 @@ from pathlib import Path
 from apps.app import TrainingConfig, setting
 from core.engine.errors import ConfigError
 
-PRECISIONS = ("f32", "bf16")
-POLICIES = ("PolicyPeaks", "PolicyPeaks2d", "PolicyImagePeaks", "PolicyGrid3d")
+PRECISIONS = ("f32", "bf16", "int8")
+POLICIES = ("PolicyPeaks", "PolicyPeaks2d", "PolicyFillEmptySpace", "PolicyMax", "PolicyMaxPeaks",
+            "PolicyImagePeaks3D2D", "PolicyImagePeaks2DDisk", "PolicyGrid3d", "PolicyGrid2d", "PolicyInvertOrigins")
 
 
 def three(name: str, numbers: Sequence[float], *, odd: bool = False) -> None:
@@ -21,6 +22,12 @@ def three(name: str, numbers: Sequence[float], *, odd: bool = False) -> None:
     if len(numbers) != 3 or (odd and not all(number % 2 for number in numbers)):
         expected = "three odd numbers, z y x" if odd else "three numbers, z y x"
         raise ConfigError(f"{name.replace('_', '-')} is {expected}; found {' '.join(map(str, numbers))}")
+
+
+def three_or_none(name: str, numbers: Sequence[float]) -> None:
+    """Refuse a setting that is given and has not one number an axis."""
+    if numbers:
+        three(name, numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +67,8 @@ class ConnectomicsConfig(TrainingConfig):
     def __post_init__(self) -> None:
         three("field_of_view", self.field_of_view, odd=True)
         three("deltas", self.deltas)
-        for name in ("begin", "end"):
-            if getattr(self, name):
-                three(name, getattr(self, name))
+        three_or_none("begin", self.begin)
+        three_or_none("end", self.end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +79,20 @@ class ImageSettings:
     voxel_size: tuple[float, ...] = setting((), "over that of the file", low=1e-3, unit="nm z y x")
 
     def __post_init__(self) -> None:
-        if self.voxel_size:
-            three("voxel_size", self.voxel_size)
+        three_or_none("voxel_size", self.voxel_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloodSettings(ImageSettings):
     """How objects are filled in."""
 
-    precision: str = setting("f32", "of the network; bf16 is faster and not exact", choices=PRECISIONS)
+    precision: str = setting("f32", "of the network; bf16 and int8 are not exact, and faster on chips that multiply "
+                                    "them", choices=PRECISIONS)
     seed_policy: str = setting("PolicyPeaks", "where objects begin", choices=POLICIES)
     seeds: Path | None = setting(None, "CSV file of seeds, columns z, y, x, in order, instead of the policy")  # noqa: RUF009
-    reverse: bool = setting(False, "try the seeds in reverse order")
+    reverse: bool = setting(False, "try the seeds in reverse order, the ReverseCoords of google/ffn")
+    origins: Path | None = setting(  # noqa: RUF009 setting() makes a dataclass field
+        None, "earlier output of this command, FILE.h5, whose objects PolicyInvertOrigins begins with, the last first")
     init: str = setting("", "segmentation FILE.h5:dataset that is kept and added to")
     segment_threshold: float = setting(0.6, "mask from which on a voxel belongs to its object", low=0.0001, high=0.9999)
     disco_seed_threshold: float = setting(0.0, "share of a prediction above the move threshold from which on no voxel "
@@ -96,6 +104,10 @@ class FloodSettings(ImageSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         three("min_boundary_dist", self.min_boundary_dist)
+        if self.seed_policy == "PolicyFillEmptySpace" and not self.init:
+            raise ConfigError("PolicyFillEmptySpace begins where a segmentation is empty: add --init FILE.h5:dataset")
+        if (self.seed_policy == "PolicyInvertOrigins") != bool(self.origins):
+            raise ConfigError("--seed-policy PolicyInvertOrigins and --origins FILE.h5 go together: add the other one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +119,8 @@ class EvaluateSettings(FloodSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("begin", "end"):
-            if getattr(self, name):
-                three(name, getattr(self, name))
+        three_or_none("begin", self.begin)
+        three_or_none("end", self.end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +139,7 @@ class SegmentSettings(FloodSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         three("overlap", self.overlap)
-        if self.block:
-            three("block", self.block)
+        three_or_none("block", self.block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +177,8 @@ class SkeletonizeSettings(ImageSettings):
 class ExportSettings(ImageSettings):
     """How a volume is written for others to read."""
 
-    format: str = setting("", "of --out; by default what its name says: FILE.h5:DATASET, FOLDER.zarr or FOLDER.n5",
+    format: str = setting("", "of --out, also at gs:// or s3://; by default what its name says: FILE.h5:DATASET, "
+                              "FILE.tif, FOLDER.zarr or FOLDER.n5",
                           choices=("", "precomputed", "zarr2", "zarr3", "n5"))
     labels: bool = setting(False, "precomputed: the volume is a segmentation; known of u32, u64 and i64")
     scales: int | None = setting(None, "precomputed: how many coarser scales; by default until one chunk holds all",

@@ -12,14 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.app import Report
 from apps.connectomics.config import ConsensusSettings
+from apps.connectomics.segmentations import written_segmentation
 from apps.connectomics.volumes import Volume, open_volume
-from core.engine.checkpoint import written_whole
 from core.engine.errors import DataError, compose
 from core.engine.refusals import Refusals
 
@@ -35,11 +34,8 @@ def consensus_addresses(input: str, out: Path, refused: Refusals, settings: Cons
         raise _differ("voxel size", first, second, f"{first.voxel_size} nm", f"{second.voxel_size} nm")
     a, b = (_labels(volume) for volume in (first, second))
     labels = consensus(a, b, settings.min_size)
-    with written_whole(out) as file, h5py.File(file, "w") as store:
-        data = store.create_dataset("segmentation", data=labels, compression="gzip",
-                                    chunks=tuple(min(size, 64) for size in labels.shape))
-        if sizes:
-            data.attrs["voxel_size"] = sizes[0]
+    with written_segmentation(out, first.shape, sizes[0] if sizes else None) as file:
+        file.write((0, 0, 0), labels)
     return Report({"segments before": _count(a), "segments of the other": _count(b), "segments after": _count(labels),
                    "voxels before": int(np.count_nonzero(a)), "voxels after": int(np.count_nonzero(labels))})
 

@@ -24,13 +24,14 @@ from core.engine.run import RunDirectory
 def evaluate(run: RunDirectory, config: ConnectomicsConfig, data: tuple[Path, ...], out: Path, refused: Refusals,
              settings: EvaluateSettings) -> Report:
     """Segment a part of each volume and compare it with its labels; tables of all volumes are added up."""
-    program = program_of(run, config, settings.precision)
     table, objects, moves = ContingencyTable.empty(), 0, 0
     middles: dict[str, Any] = {}
     for number, path in enumerate(data):
         volume = labelled(path, replace(config, begin=settings.begin, end=settings.end))
-        canvas, origins = fill(volume.image, np.zeros(volume.image.shape, np.int32), program, config, settings,
-                               policy_seeds(volume.image, config, settings))
+        nothing = np.zeros(volume.image.shape, np.int32)
+        program = program_of(run, config, settings.precision, volume.image)
+        canvas, origins = fill(volume.image, nothing, program, config, settings,
+                               policy_seeds(volume.image, nothing, config, settings))
         found = np.maximum(canvas.labels, 0)
         table += ContingencyTable.of(found, volume.labels)
         objects, moves = objects + len(origins), moves + canvas.counters.moves

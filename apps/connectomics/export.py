@@ -1,7 +1,7 @@
 """Export: a volume in another format, for Neuroglancer with coarser scales and skeletons.
 
 Invariant: a volume is copied block by block, a whole number of the target's chunks each; what is held does not grow
-with it, skeletons aside. The copy appears whole or not at all.
+with it, skeletons aside. The copy appears whole or not at all; in an object store a failure leaves nothing, either.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import math
 import urllib.parse
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,23 @@ from apps.connectomics.neuroglancer import refer_to_skeletons, state_link, write
 from apps.connectomics.outputs import made_whole
 from apps.connectomics.pyramid import coarser_image, coarser_labels, coarser_shape, halved
 from apps.connectomics.skeletonizing import check_skeletonizable, known_voxel_size, measures, skeletons_of
+from apps.connectomics.stores import new_place
 from apps.connectomics.volumes import Volume, WritableVolume, create_volume, open_volume
 from core.engine.errors import ConfigError, DataError, compose
-from core.engine.refusals import Refusals
 
 CHUNK = 64
 """Side in voxels of the pieces in which an export is kept."""
 BLOCK = 256
 """Side in voxels of what is read at once; a whole number of chunks, also when it is halved."""
-SUFFIXES = (".zarr", ".n5")
-"""Names of folders that say their format."""
-
 Triple = tuple[int, int, int]
 
 
-def export(input: str, out: Path, refused: Refusals, settings: ExportSettings) -> Report:
-    """Copy a volume into another format. Nothing is refused one by one.
+def export(input: str, out: str, settings: ExportSettings) -> Report:
+    """Copy a volume into another format.
+
+    Parameters
+    ----------
+    out : an address; a new name on this machine, or a new place in an object store
 
     Raises
     ------
@@ -47,27 +49,40 @@ def export(input: str, out: Path, refused: Refusals, settings: ExportSettings) -
     DataError
         If the volume has no voxel size, cannot be read, or is not what the format can hold.
     """
-    address = Address.parse(str(out))
-    hdf5 = address.format == "hdf5" and not settings.format
-    named = hdf5 or settings.format or Path(address.place).suffix in SUFFIXES
-    if not named or bool(address.part) != hdf5:
+    address = Address.parse(out)
+    format = settings.format or address.format_to_write
+    file = format in ("hdf5", "tiff")
+    if (not format or bool(address.part) != (format == "hdf5") or (file and address.is_remote)
+            or address.format not in ("", format)):
         raise ConfigError(compose(f"--out {out} does not say in which format to write", [
-            ("expected", "FILE.h5:DATASET, " + ", ".join(f"FOLDER{suffix}" for suffix in SUFFIXES)),
+            ("expected", "FILE.h5:DATASET, FILE.tif, FOLDER.zarr, FOLDER.n5, the folders also at gs:// or s3://"),
             ("hint", "or a folder without a colon and --format, such as --format precomputed")]))
+    if address.is_remote and settings.skeletons:
+        raise ConfigError("skeletons are written to this machine only: choose a local folder, or leave out --skeletons")
     volume = open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size)
     known_voxel_size(volume)
     if settings.skeletons:
         check_skeletonizable(volume)
-    with made_whole(Path(address.place)) as made:
-        if settings.format == "precomputed":
+    with _made(address) as made:
+        if format == "precomputed":
             return _precomputed(volume, made, settings)
-        prefix = f"{settings.format}://" if settings.format else ""
-        place = f"{made}:{address.part}" if hdf5 else f"{prefix}{made}"
+        place = f"{made}:{address.part}" if format == "hdf5" else made if file else f"{format}://{made}"
         _copy(volume, create_volume(place, volume.shape, volume.dtype, known_voxel_size(volume), (CHUNK,) * 3))
     return Report({"voxels": math.prod(volume.shape)})
 
 
-def _precomputed(volume: Volume, made: Path, settings: ExportSettings) -> Report:
+@contextmanager
+def _made(address: Address) -> Iterator[str]:
+    """Where to write what is to be at an address when the block ends."""
+    if address.is_remote:
+        with new_place(address.text, address.place):
+            yield address.place
+    else:
+        with made_whole(Path(address.place)) as made:
+            yield str(made)
+
+
+def _precomputed(volume: Volume, made: str, settings: ExportSettings) -> Report:
     """Write a precomputed volume with its scales and skeletons."""
     labels = settings.labels or settings.skeletons or volume.dtype in (np.uint32, np.uint64, np.int64)
     voxel_size = known_voxel_size(volume)
@@ -78,9 +93,10 @@ def _precomputed(volume: Volume, made: Path, settings: ExportSettings) -> Report
         "voxels": math.prod(volume.shape), "coarser scales": _add_scales(finest, labels, settings.scales)}
     if settings.skeletons:
         skeletons = skeletons_of(volume, SkeletonizeSettings())
-        numbers |= {"skeletons": write_skeletons(skeletons, voxel_size, made / "skeletons"), **measures(skeletons)}
-        refer_to_skeletons(made, "skeletons")
-    return Report(numbers | {"link": _link(made.name, labels, finest, settings)})
+        numbers |= {"skeletons": write_skeletons(skeletons, voxel_size, Path(made) / "skeletons"),
+                    **measures(skeletons)}
+        refer_to_skeletons(Path(made), "skeletons")
+    return Report(numbers | {"link": _link(made, labels, finest, settings)})
 
 
 def _add_scales(finest: WritableVolume, labels: bool, most: int | None) -> int:
@@ -123,10 +139,12 @@ def _label_type(volume: Volume) -> np.dtype[Any]:
     return np.dtype(np.uint64 if volume.dtype.itemsize > 4 else np.uint32)
 
 
-def _link(name: str, labels: bool, volume: Volume, settings: ExportSettings) -> str:
+def _link(made: str, labels: bool, volume: Volume, settings: ExportSettings) -> str:
     """What opens the exported volume, and perhaps an image behind it, in Neuroglancer."""
     served = f"precomputed://{settings.url.rstrip('/')}/"
-    layers = [(name, "segmentation" if labels else "image", served + urllib.parse.quote(name))]
+    name = made.rstrip("/").rpartition("/")[2]
+    source = f"precomputed://{made}" if "://" in made else served + urllib.parse.quote(name)
+    layers = [(name, "segmentation" if labels else "image", source)]
     if settings.image:
         source = settings.image if "://" in settings.image else served + urllib.parse.quote(settings.image)
         layers.insert(0, (settings.image.rstrip("/").rpartition("/")[2], "image", source))

@@ -57,8 +57,8 @@ WEAK = 2
 """The mask has left the start."""
 
 
-def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64, thresholds: F32, seen_image: F32,
-          seen_logits: F32, found: F32, queue: I64, cells: I32, scores: F32, targets: I64, state: I64,
+def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64, rows: I64, thresholds: F32,
+          seen_image: F32, seen_logits: F32, found: F32, queue: I64, cells: I32, scores: F32, targets: I64, state: I64,
           limit: int) -> None:
     """Make up to `limit` moves for one object.
 
@@ -69,6 +69,7 @@ def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64,
     logits : f32[z, y, x], of the object's mask; NaN where nothing was predicted yet
     labels : i32[z, y, x], positive where other objects are
     geometry, thresholds : see the fields above
+    rows : i64, for each row along x of the field of view, where it begins, less the position in the middle
     seen_image, seen_logits, found : f32[z, y, x] of the field of view
     queue : i64, positions; room for six a cell and one
     cells : i32[z, y, x] of steps of size DELTAS, the MARK of the last object whose field of view centred there
@@ -83,9 +84,9 @@ def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64,
         if logits[state[START]] < thresholds[MOVE]:
             state[STATUS] = WEAK
             return
-        look(image, logits, geometry, thresholds, seen_image, seen_logits, position)
+        look(image, logits, geometry, rows, thresholds, seen_image, seen_logits, position)
         call(network)
-        write_back(logits, geometry, thresholds, found, position)
+        write_back(logits, geometry, rows, thresholds, found, position)
         note(geometry, cells, state, position)
         count = faces(geometry, thresholds, found, scores, targets, position)
         enqueue(queue, scores, targets, state, count)
@@ -140,28 +141,20 @@ def is_inside(geometry: I64, position: int) -> bool:
     return True
 
 
-def corner(geometry: I64, position: int) -> int:
-    """First voxel of the field of view around a position."""
-    return position - ((geometry[FIELD] // 2 * geometry[SHAPE + 1] + geometry[FIELD + 1] // 2) * geometry[SHAPE + 2]
-                       + geometry[FIELD + 2] // 2)
-
-
-def look(image: F32, logits: F32, geometry: I64, thresholds: F32, seen_image: F32, seen_logits: F32,
+def look(image: F32, logits: F32, geometry: I64, rows: I64, thresholds: F32, seen_image: F32, seen_logits: F32,
          position: int) -> None:
     """Cut the field of view out of the image and of the mask so far."""
-    first = corner(geometry, position)
     place = 0
-    for z in range(geometry[FIELD]):
-        for y in range(geometry[FIELD + 1]):
-            row = first + (z * geometry[SHAPE + 1] + y) * geometry[SHAPE + 2]
-            for x in range(geometry[FIELD + 2]):
-                logit = logits[row + x]
-                seen_image[place] = image[row + x]
-                seen_logits[place] = logit if logit == logit else thresholds[PAD]  # not NaN
-                place += 1
+    for number in range(geometry[FIELD] * geometry[FIELD + 1]):
+        row = position + rows[number]
+        for x in range(geometry[FIELD + 2]):
+            logit = logits[row + x]
+            seen_image[place] = image[row + x]
+            seen_logits[place] = logit if logit == logit else thresholds[PAD]  # not NaN
+            place += 1
 
 
-def write_back(logits: F32, geometry: I64, thresholds: F32, found: F32, position: int) -> None:
+def write_back(logits: F32, geometry: I64, rows: I64, thresholds: F32, found: F32, position: int) -> None:
     """Put a prediction into the mask; what the rule keeps from rising keeps its old value, in `found` too."""
     size = geometry[FIELD] * geometry[FIELD + 1] * geometry[FIELD + 2]
     above = 0
@@ -169,17 +162,15 @@ def write_back(logits: F32, geometry: I64, thresholds: F32, found: F32, position
         if found[place] >= thresholds[MOVE]:
             above += 1
     holds = thresholds[DISCO] >= 0 and above / size > thresholds[DISCO]
-    first = corner(geometry, position)
     place = 0
-    for z in range(geometry[FIELD]):
-        for y in range(geometry[FIELD + 1]):
-            row = first + (z * geometry[SHAPE + 1] + y) * geometry[SHAPE + 2]
-            for x in range(geometry[FIELD + 2]):
-                old = logits[row + x]
-                if holds and old < 0 and found[place] > old:  # never true of NaN
-                    found[place] = old
-                logits[row + x] = found[place]
-                place += 1
+    for number in range(geometry[FIELD] * geometry[FIELD + 1]):
+        row = position + rows[number]
+        for x in range(geometry[FIELD + 2]):
+            old = logits[row + x]
+            if holds and old < 0 and found[place] > old:  # never true of NaN
+                found[place] = old
+            logits[row + x] = found[place]
+            place += 1
 
 
 def note(geometry: I64, cells: I32, state: I64, position: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apps.connectomics.hdf5 import create_hdf5, open_hdf5
-from apps.connectomics.stacks import SUFFIXES, open_slices, open_tiff, slice_paths
+from apps.connectomics.stacks import SUFFIXES, create_tiff, open_slices, open_tiff, slice_paths
 from apps.connectomics.storage import Stored, WritableStored, listed, reading, unreadable
 from apps.connectomics.stores import N5, ChunkFormat, Precomputed, Zarr2, Zarr3
 from core.engine.errors import DataError
@@ -35,15 +35,15 @@ _CHUNKED: dict[str, ChunkFormat] = {"zarr3": Zarr3(), "zarr2": Zarr2(), "n5": N5
 
 FORMATS: dict[str, Format] = {
     "hdf5": Format(open_hdf5, create_hdf5),
-    "tiff": Format(open_tiff),
+    "tiff": Format(open_tiff, create_tiff),
     "slices": Format(open_slices),
     **{name: Format(chunked.open, chunked.create) for name, chunked in _CHUNKED.items()},
 }
 
 _PREFIX = re.compile(rf"({'|'.join(_CHUNKED)})://(.+)", re.DOTALL)
 _HDF5 = re.compile(r"(.+\.(?:h5|hdf5|hdf))(?::(.+))?", re.DOTALL | re.IGNORECASE)
-_FOLDER = re.compile(r"((?:\w+://[^/]+/|(?!\w+://)).*?):([^/:]+)", re.DOTALL)
-_SUFFIX = {".zarr": "zarr3", ".n5": "n5"}
+_FOLDER = re.compile(r"((?:\w+://[^/]*/|(?!\w+://)).*?):([^/:]+)", re.DOTALL)
+_SUFFIX = {".zarr": "zarr3", ".n5": "n5", ".tif": "tiff", ".tiff": "tiff"}
 _LOCAL_SUFFIXES = (".h5", ".hdf5", ".hdf", *SUFFIXES)
 _SIGNATURES = {b"\x89HDF": "hdf5", b"II*\0": "tiff", b"MM\0*": "tiff", b"II+\0": "tiff", b"MM\0+": "tiff"}
 _FORMS = ("FILE.h5:DATASET, a TIFF file, a folder of TIFF or PNG slices, or a Zarr, N5 or precomputed folder, local or "
@@ -80,6 +80,13 @@ class Address:
     def is_remote(self) -> bool:
         return "://" in self.place
 
+    @property
+    def format_to_write(self) -> str:
+        """The format that the address says, by its prefix or a name in its path; empty if it does not."""
+        by_suffix = [_SUFFIX[path.suffix.lower()] for path in map(Path, Path(self.place).parts)
+                     if path.suffix.lower() in _SUFFIX]
+        return self.format or "".join(by_suffix[:1])
+
 
 def open_stored(text: str) -> Stored:
     """The array at an address."""
@@ -94,11 +101,11 @@ def open_stored(text: str) -> Stored:
 def create_stored(text: str, *args: object) -> WritableStored:
     """The array at an address, made if it is not there; see `Format.create`."""
     address = Address.parse(text)
-    by_suffix = [_SUFFIX[path.suffix] for path in map(Path, Path(address.place).parts) if path.suffix in _SUFFIX]
-    name = address.format or "".join(by_suffix[:1])
-    if not name or (create := FORMATS[name].create) is None:
+    name = address.format_to_write
+    if not name or (create := FORMATS[name].create) is None or (address.is_remote and name not in _CHUNKED):
         raise unreadable(text, "an address that does not say in which format to write", "FILE.h5:DATASET, FOLDER.zarr, "
-                         f"FOLDER.n5, or one that begins with {', '.join(f'{name}://' for name in _CHUNKED)}")
+                         "FOLDER.n5, FILE.tif, or one that begins with "
+                         f"{', '.join(f'{name}://' for name in _CHUNKED)}")
     return create(text, address.place, address.part, *args)
 
 

@@ -29,7 +29,7 @@ from apps.connectomics.storage import (
     unreadable,
 )
 
-_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+HDF5_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """What h5py raises for files that are truncated, damaged, locked, or use filters that are not there."""
 
 
@@ -109,7 +109,7 @@ def create_hdf5(address: str, place: str, part: str, shape: tuple[int, ...], dty
 @contextmanager
 def _opened(address: str, path: Path, mode: str) -> Iterator[h5py.File]:
     expected = "a whole HDF5 file that no other process is writing"
-    with reading(address, expected, _ERRORS), h5py.File(path, mode) as file:
+    with reading(address, expected, HDF5_ERRORS), h5py.File(path, mode) as file:
         yield file
 
 

@@ -35,7 +35,7 @@ from core.engine.errors import CheckpointError, ConfigError, compose
 
 _RECORD, _LOCK, _CLAIMS, _BLOCKS = "ledger.json", ".lock", "claims", "blocks"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, EOFError, RuntimeError)
 _FASTEST = 1
 """Level of zlib; it makes labels of neurites thirty times smaller, its default sixty times in twice the time."""
 
@@ -163,8 +163,8 @@ class Ledger:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
-    def load(self, number: int) -> dict[str, NDArray[Any]]:
-        """The results of a block.
+    def load(self, number: int, name: str) -> NDArray[Any]:
+        """One of the results of a block, by name.
 
         Raises
         ------
@@ -174,10 +174,9 @@ class Ledger:
         path = self._results(number)
         try:
             with zipfile.ZipFile(path) as archive:
-                # A member is read as a whole first, because only then its checksum is known to be right.
-                return {name.removesuffix(".npy"):
-                        np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
-                        for name in archive.namelist()}
+                # It is read as a whole first, because only then its checksum is known to be right.
+                content = io.BytesIO(archive.read(f"{name}.npy"))
+            return np.lib.format.read_array(content, allow_pickle=False)
         except FileNotFoundError:
             raise CheckpointError(f"block {number} of the blocked run in {self.folder} is not done") from None
         except _DAMAGED as error:

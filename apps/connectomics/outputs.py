@@ -23,10 +23,12 @@ def made_whole(out: Path) -> Iterator[Path]:
     Raises
     ------
     ConfigError
-        If there is something at `out`.
+        If there is something at `out`, or no folder for it.
     """
     if os.path.lexists(out):
         raise ConfigError(f"--out {out} exists; choose another name, or remove it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out} lies in a folder that does not exist")
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PART, dir=out.parent))
     try:
         made = folder / out.name

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,8 +50,8 @@ FRACTION = 0.5
 class Results(Protocol):
     """Where the blocks' results are kept, such as a `Ledger`."""
 
-    def load(self, number: int) -> Mapping[str, NDArray[Any]]:
-        """The results of a block, ``labels`` u32[z, y, x] among them."""
+    def load(self, number: int, name: str) -> NDArray[Any]:
+        """One of the results of a block, such as its ``labels`` u32[z, y, x]."""
 
 
 class Target(Protocol):
@@ -93,15 +93,17 @@ def reconcile(grid: Grid, results: Results, fraction: float = FRACTION) -> Globa
     results : of all blocks
     fraction : see `agreements`
     """
-    load = functools.lru_cache(maxsize=1)(lambda number: results.load(number)["labels"])  # the next along x comes next
+    load = functools.lru_cache(maxsize=1)(lambda number: results.load(number, "labels"))  # the next along x comes next
     labels, found = [], []
     for block in grid:
         here = load(block.number)
         labels.append(_foreground(here))
         for other in map(grid.__getitem__, grid.following(block.number)):
             overlap = shared(block, other)
-            pairs = agreements(here[block.box(*overlap)], load(other.number)[other.box(*overlap)], fraction)
-            found.append((block.number, other.number, pairs))
+            mine = here[block.box(*overlap)]
+            if mine.any():  # most of a large volume may lie outside of what was imaged
+                pairs = agreements(mine, load(other.number)[other.box(*overlap)], fraction)
+                found.append((block.number, other.number, pairs))
     offsets = np.cumsum([0, *map(len, labels)])
     sets = DisjointSets(int(offsets[-1]))
     for first, second, pairs in found:
@@ -113,8 +115,7 @@ def reconcile(grid: Grid, results: Results, fraction: float = FRACTION) -> Globa
 
 def _foreground(labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The labels that occur, ascending, without 0."""
-    found = np.unique(labels)
-    return found[found > 0]
+    return np.unique(labels[labels > 0])
 
 
 def agreements(first: NDArray[np.uint32], second: NDArray[np.uint32], fraction: float = FRACTION) -> NDArray[np.uint32]:
@@ -202,5 +203,5 @@ def assemble(grid: Grid, results: Results, ids: GlobalIds, out: Target) -> None:
         raise ConfigError(f"the volume of ids is of the type {out.dtype}, which cannot number {ids.count} segments; "
                           "choose a larger type")
     for block in grid:
-        core = results.load(block.number)["labels"][block.box(block.core_start, block.core_stop)]
+        core = results.load(block.number, "labels")[block.box(block.core_start, block.core_stop)]
         out.write(block.core_start, ids.of(block.number, core).astype(out.dtype))

@@ -10,28 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.app import Report, load_config
 from apps.connectomics.blocks import triple
-from apps.connectomics.canvas import Canvas, FloodOptions, Origin
+from apps.connectomics.canvas import Canvas, FloodOptions, Origin, logit
 from apps.connectomics.config import ConnectomicsConfig, FloodSettings, SegmentSettings
 from apps.connectomics.model import FloodFillingNetwork
-from apps.connectomics.seeds import POLICIES, Seeds, within
+from apps.connectomics.quantisation import largest_activations, quantised
+from apps.connectomics.seeds import POLICIES, Given, Seeds, within
+from apps.connectomics.segmentations import ORIGIN, read_origins, written_segmentation
 from apps.connectomics.volumes import Volume, open_volume
 from apps.progress import LOGGER
 from core.engine import random, tree
 from core.engine.array import Array
-from core.engine.checkpoint import written_whole
 from core.engine.errors import DataError, compose
 from core.engine.jit import Program, jit
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
 
-ORIGIN = np.dtype([(name, np.int64) for name in ("id", "z", "y", "x", "moves", "voxels")])
-"""Of the dataset ``origins``: how an object came to be."""
 ABSURD = 4.0
 """Standard deviations by which the mean of a normalised image may lie off, and times its deviation may be too large."""
 
@@ -60,11 +58,13 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
     if volume.voxel_size is None:
         LOGGER.warning("%s does not say how large a voxel is, nor will the segmentation; see --voxel-size", input)
     image = normalised(volume.read((0, 0, 0), volume.shape), config, input)
-    seeds = policy_seeds(image, config, settings) if settings.seeds is None else read_seeds(
+    labels = initial_labels(settings.init, volume.shape)
+    seeds = policy_seeds(image, labels, config, settings) if settings.seeds is None else read_seeds(
         settings.seeds, image.shape, config, refused)
-    canvas, origins = fill(image, initial_labels(settings.init, volume.shape),
-                           program_of(run, config, settings.precision), config, settings, seeds)
-    _write(out, canvas.labels, origins, volume)
+    canvas, origins = fill(image, labels, program_of(run, config, settings.precision, image), config, settings, seeds)
+    with written_segmentation(out, volume.shape, volume.voxel_size, precision=settings.precision) as file:
+        file.write((0, 0, 0), np.maximum(canvas.labels, 0))
+        file.write_origins(rows_of(origins))
     counters = canvas.counters
     return Report({"seeds": len(seeds), "objects": len(origins), "moves": counters.moves,
                    "moves of objects": sum(origin.moves for origin in origins),
@@ -93,11 +93,27 @@ def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program
     return canvas, origins
 
 
-def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str) -> Program:
-    """The network of a run, bound; takes and gives f32[1, z, y, x] of the field of view."""
+def rows_of(origins: Sequence[Origin], start: Sequence[int] = (0, 0, 0)) -> NDArray[Any]:
+    """Objects of a part of a volume, which begins at a voxel z y x, as `ORIGIN`[object]."""
+    rows = [(origin.id, *np.add(origin.seed, start), origin.moves, origin.voxels) for origin in origins]
+    return np.array(rows, ORIGIN)
+
+
+def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str, image: NDArray[np.float32]) -> Program:
+    """The network of a run, bound; takes and gives f32[1, z, y, x] of the field of view.
+
+    Parameters
+    ----------
+    precision : of `PRECISIONS`
+    image : f32[z, y, x], normalised, whose activations are to fit into 8 bits
+    """
     network = run.load_model(FloodFillingNetwork.init(random.key(0), config.depth, config.features))
-    if precision != "f32":
+    if precision == "bf16":
         network = tree.map(lambda leaf: leaf.astype(precision), network)
+    elif precision == "int8":
+        largest = largest_activations(network, image, triple(config.field_of_view), logit(config.init_activation),
+                                      logit(config.pad_value), config.device)
+        network = quantised(network, largest.tolist())
     return jit(_apply, device=config.device).bind(network)
 
 
@@ -172,9 +188,11 @@ def initial_labels(address: str, shape: tuple[int, int, int]) -> NDArray[np.int3
     return labels.astype(np.int32)
 
 
-def policy_seeds(image: NDArray[np.float32], config: ConnectomicsConfig, settings: FloodSettings) -> Seeds:
-    """The seeds of a policy, none outside the margin of half a field of view."""
-    return within(POLICIES[settings.seed_policy](image), image.shape, [size // 2 for size in config.field_of_view])
+def policy_seeds(image: NDArray[np.float32], labels: NDArray[np.int32], config: ConnectomicsConfig,
+                 settings: FloodSettings) -> Seeds:
+    """The seeds of a policy, none outside the margin of half a field of view; see `Given`."""
+    given = Given(image, labels, None if settings.origins is None else read_origins(settings.origins))
+    return within(POLICIES[settings.seed_policy](given), image.shape, [size // 2 for size in config.field_of_view])
 
 
 def read_seeds(path: Path, shape: tuple[int, ...], config: ConnectomicsConfig, refused: Refusals) -> Seeds:
@@ -223,14 +241,3 @@ def _check(volume: Volume, config: ConnectomicsConfig) -> None:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _write(out: Path, labels: NDArray[np.int32], origins: list[Origin], volume: Volume) -> None:
-    """Write ``segmentation`` u32[z, y, x] and ``origins`` to an HDF5 file."""
-    rows = np.array([(origin.id, *origin.seed, origin.moves, origin.voxels) for origin in origins], ORIGIN)
-    with written_whole(out) as file, h5py.File(file, "w") as store:
-        data = store.create_dataset("segmentation", data=np.maximum(labels, 0).astype(np.uint32), compression="gzip",
-                                    chunks=tuple(min(size, 64) for size in labels.shape))
-        if volume.voxel_size is not None:
-            data.attrs["voxel_size"] = volume.voxel_size
-        store.create_dataset("origins", data=rows)

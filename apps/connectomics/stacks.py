@@ -1,7 +1,7 @@
 """Volumes in stacks of slices: TIFF files of many pages, and folders of one TIFF or PNG file a slice.
 
-Invariant: slices that are not compressed are mapped and read in part; others are decoded one at a time, once their size
-is known. Files are open only while a box is read.
+Invariant: slices that are not compressed are mapped and read, or written, in part; others are decoded one at a time,
+once their size is known. Files are open only while a box is read or written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.connectomics.storage import AXES, Selection, Stored, arranged, check_packed, nanometres, reading, unreadable
+from apps.connectomics.storage import (
+    AXES,
+    Selection,
+    Stored,
+    WritableStored,
+    arranged,
+    attribute_voxel_size,
+    check_packed,
+    nanometres,
+    reading,
+    unreadable,
+)
 
 SUFFIXES = (".tif", ".tiff", ".png")
 MAX_SLICE_PIXELS = 89_478_485
@@ -28,12 +39,13 @@ MAX_SLICE_PIXELS = 89_478_485
 
 _LETTERS = str.maketrans("QIZYXSCT", "zzzyxcct")
 """tifffile's letters of axes in ours; Q and I are pages without a meaning of their own."""
+_NANOMETRES_OF_A_CENTIMETRE = 1e7
 _GREY = ("L", "I;16")
 """Pillow's modes of grey images, of 8 and 16 bits."""
 
 
 @dataclass(frozen=True)
-class MappedTiff(Stored):
+class MappedTiff(WritableStored):
     """A TIFF file whose pages lie one behind the other, not compressed."""
 
     path: Path
@@ -44,6 +56,12 @@ class MappedTiff(Stored):
         with reading(self.address, "a whole TIFF file", (OSError, ValueError)):
             mapped = np.memmap(self.path, self.stored_dtype, "r", self.offset, self.shape)
             return arranged(np.array(mapped[selection]), order, self.dtype)
+
+    def write(self, selection: Selection, order: tuple[int, ...], values: NDArray[Any]) -> None:
+        with reading(self.address, "a TIFF file that can be written", (OSError, ValueError)):
+            mapped = np.memmap(self.path, self.stored_dtype, "r+", self.offset, self.shape)
+            mapped[selection] = values.transpose(np.argsort(order))
+            mapped.flush()
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,8 @@ def open_tiff(address: str, place: str, part: str) -> MappedTiff | PagedTiff:
         first = series[0]
         if len({(one.shape, one.dtype) for one in series}) > 1:
             raise unreadable(address, f"{len(series)} images of different sizes or types", "slices of one size")
-        shape, letters, offset = first.get_shape(squeeze=True), first.get_axes(squeeze=True), first.dataoffset
+        squeeze = len(first.get_shape(False)) != 3  # ImageJ's have six axes; three may be one long
+        shape, letters, offset = first.get_shape(squeeze), first.get_axes(squeeze), first.dataoffset
         if len(series) > 1:
             shape, letters, offset = (len(series), *shape), "Q" + letters, None
         elif len(shape) == 2:
@@ -89,7 +108,7 @@ def open_tiff(address: str, place: str, part: str) -> MappedTiff | PagedTiff:
         dtype = first.dtype.newbyteorder("=")
         common: dict[str, Any] = {
             "address": address, "shape": shape, "dtype": dtype, "axes": _axes(letters), "axes_stated": False,
-            "voxel_size": _imagej_voxel_size(file), "path": path}
+            "voxel_size": _stated_voxel_size(file), "path": path}
         if offset is not None:
             return MappedTiff(**common, chunk=(), offset=offset, stored_dtype=dtype.newbyteorder(file.byteorder))
         page = shape[-2:]
@@ -97,6 +116,26 @@ def open_tiff(address: str, place: str, part: str) -> MappedTiff | PagedTiff:
             raise unreadable(address, f"pages that are not grey images of {page[0]} x {page[1]}", "grey slices")
         _check_pixels(address, page)
         return PagedTiff(**common, chunk=(1,) * (len(shape) - 2) + page)
+
+
+def create_tiff(address: str, place: str, part: str, shape: tuple[int, ...], dtype: np.dtype[Any],
+                voxel_size: tuple[float, ...], chunk: tuple[int, ...]) -> MappedTiff:
+    """A stack of sections that are not compressed, one file, made if it is not there.
+
+    The size of a pixel is in the usual tags, that of a voxel in the description of the first section.
+    """
+    _no_part(address, part)
+    path = Path(place)
+    if not path.exists():
+        with reading(address, "a TIFF file that can be written", (OSError, ValueError)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.memmap(path, shape=shape, dtype=dtype, photometric="minisblack",
+                            metadata={"axes": "ZYX", "voxel_size": voxel_size}, resolutionunit="CENTIMETER",
+                            resolution=tuple(_NANOMETRES_OF_A_CENTIMETRE / size for size in voxel_size[:0:-1]))
+    found = open_tiff(address, place, part)
+    if not isinstance(found, MappedTiff):
+        raise unreadable(address, "a TIFF file of compressed sections", "no file there, or one that was made here")
+    return found
 
 
 def open_slices(address: str, place: str, part: str) -> SliceFolder:
@@ -151,8 +190,10 @@ def _axes(letters: str) -> str:
     return axes if known else AXES[-len(axes):]
 
 
-def _imagej_voxel_size(file: tifffile.TiffFile) -> tuple[float, ...]:
-    """nm along z, y, x that ImageJ wrote; empty if it did not, or in a unit that is none of length."""
+def _stated_voxel_size(file: tifffile.TiffFile) -> tuple[float, ...]:
+    """nm along z, y, x that `create_tiff` or ImageJ wrote; empty if neither did, or in no unit of length."""
+    if file.shaped_metadata:
+        return attribute_voxel_size(file.shaped_metadata[0])
     described = file.imagej_metadata or {}
     unit, spacing, tags = nanometres(described.get("unit")), described.get("spacing"), file.pages.first.tags
     if unit is None or spacing is None or not {"XResolution", "YResolution"} <= {tag.name for tag in tags}:

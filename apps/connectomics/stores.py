@@ -10,7 +10,8 @@ import functools
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ from apps.connectomics.storage import (
     reading,
     unreadable,
 )
+from core.engine.errors import ConfigError
 
 _ERRORS = (ValueError, RuntimeError, OSError)
 """What tensorstore raises."""
@@ -105,6 +107,26 @@ class _Folder:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         with reading(self.address, "a store that can be written", _ERRORS):
             self.files.write(name, json.dumps(value)).result()
+
+
+@contextmanager
+def new_place(address: str, place: str) -> Iterator[None]:
+    """A place in a store that is empty at first, and again if the block fails; a process that is killed leaves a part.
+
+    Raises
+    ------
+    ConfigError
+        If something is there.
+    """
+    files = _Folder(address, place).files
+    with reading(address, "a store that can be listed and written, such as gs:// or s3://", _ERRORS):
+        if files.list().result():
+            raise ConfigError(f"--out {address} exists; choose another name, or remove it")
+    try:
+        yield
+    except BaseException:
+        files.delete_range(tensorstore.KvStore.KeyRange()).result()
+        raise
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -107,7 +108,8 @@ def speckled(shape: tuple[int, int, int], dtype: str) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", "float32"])
 @pytest.mark.parametrize("name, format", [
-    ("v.h5:seg", ""), ("v.zarr", ""), ("v.n5", ""), ("v", "zarr2"), ("v", "zarr3"), ("v", "n5"), ("v", "precomputed")])
+    ("v.h5:seg", ""), ("v.zarr", ""), ("v.n5", ""), ("v.tif", ""), ("v.TIFF", ""), ("v", "zarr2"),
+    ("v", "zarr3"), ("v", "n5"), ("v", "precomputed")])
 def test_a_volume_in_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
                                    name: str, format: str, dtype: str) -> None:
     monkeypatch.setattr(export, "CHUNK", 4)
@@ -215,13 +217,97 @@ def test_skeletons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_array_equal(volume.read((0, 0, 0), volume.shape), labels)
 
 
+# TIFF and object stores
+
+
+def test_a_stack_for_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = speckled((5, 6, 7), "uint16")
+    assert exported(capsys, written(tmp_path / "in.h5", values), tmp_path / "v.tif")["exit_code"] == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "v.tif"), values)
+    with tifffile.TiffFile(tmp_path / "v.tif") as file:
+        tags = file.pages.first.tags
+        assert len(file.pages) == 5 and file.series[0].axes == "ZYX"
+        for tag, size in (("XResolution", 8), ("YResolution", 10)):  # pixels in a centimetre
+            pixels, units = tags[tag].value
+            assert pixels / units == pytest.approx(1e7 / size)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 7), (5, 1, 7), (5, 6, 1), (1, 1, 1), (4, 5, 3)])
+def test_a_stack_of_any_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, int, int]) -> None:
+    values = speckled(shape, "uint8")
+    address = written(tmp_path / "in.h5", values, (41.5, 8.3, 7.9))
+    assert exported(capsys, address, tmp_path / "v.tif")["exit_code"] == 0
+    volume = open_volume(f"{tmp_path}/v.tif")
+    assert (volume.shape, volume.voxel_size) == (shape, (41.5, 8.3, 7.9))
+    np.testing.assert_array_equal(volume.read((0, 0, 0), shape), values)
+
+
+STORES = ("file://{}/store", "memory://{}")
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("name, format", [("v.zarr", ""), ("v.n5", ""), ("v", "zarr2"), ("v", "precomputed")])
+def test_a_volume_in_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                             store: str, name: str, format: str) -> None:
+    monkeypatch.setattr(export, "CHUNK", 4)
+    monkeypatch.setattr(export, "BLOCK", 8)
+    values = speckled((9, 14, 17), "uint32")
+    source, out = written(tmp_path / "in.h5", values), f"{store.format(tmp_path)}/{name}"
+    said = exported(capsys, source, out, "--format", format)
+    assert said["exit_code"] == 0 and said["written"] == out, said
+    volume = open_volume(out)
+    assert volume.voxel_size == SIZE
+    np.testing.assert_array_equal(volume.read((0, 0, 0), volume.shape), values)
+    again = exported(capsys, source, out, "--format", format)
+    assert again["exit_code"] == 2 and "exists; choose another name" in again["error"]
+    np.testing.assert_array_equal(volume.read((0, 0, 0), volume.shape), values)
+    if format == "precomputed":
+        assert said["numbers"]["coarser scales"] == 4 and f"precomputed://{out}" in urllib.parse.unquote(
+            said["numbers"]["link"])
+        assert open_volume(f"{out}:1").shape == (9, 7, 9)
+    assert {path.name for path in tmp_path.iterdir()} <= {"in.h5", "store"}
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_failure_leaves_nothing_in_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                             monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    source, place = written(tmp_path / "in.h5", speckled((4, 4, 4), "uint8")), store.format(tmp_path)
+    assert exported(capsys, source, f"{place}/kept.zarr")["exit_code"] == 0
+
+    def full(self: WritableVolume, start: Any, values: Any) -> None:
+        raise DataError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(WritableVolume, "write", full)
+        assert exported(capsys, source, f"{place}/v.zarr")["error"] == "no room"
+    assert exported(capsys, source, f"{place}/v.zarr")["exit_code"] == 0  # the place is empty
+    assert open_volume(f"{place}/kept.zarr").shape == (4, 4, 4)
+
+
+@pytest.mark.parametrize("out, more, code, message", [
+    ("gs://bucket/v.h5:seg", [], 2, "does not say in which format"),
+    ("gs://bucket/v.tif", [], 2, "does not say in which format"),
+    ("n5://memory://a/v", ["--format", "zarr3"], 2, "does not say in which format"),
+    ("memory://a/v", ["--format", "precomputed", "--skeletons"], 2, "skeletons are written to this machine only"),
+    ("http://127.0.0.1:9/v.zarr", [], 3, "a store that can be listed and written"),
+    ("nothing://a/v.zarr", [], 3, "a local path, or gs://, s3://"),
+])
+def test_stores_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, more: list[str],
+                                       code: int, message: str) -> None:
+    said = exported(capsys, written(tmp_path / "in.h5", np.ones((4, 4, 4), np.uint8)), out, *more)
+    assert said["exit_code"] == code and message in said["error"], said
+
+
 # What cannot be
 
 
 @pytest.mark.parametrize("name, more, code, message", [
-    ("v", [], 2, "does not say in which format to write\n  expected  FILE.h5:DATASET, FOLDER.zarr, FOLDER.n5\n"),
+    ("v", [], 2, "does not say in which format to write\n  expected  FILE.h5:DATASET, FILE.tif, FOLDER.zarr,"),
     ("v.h5", [], 2, "does not say in which format"),
     ("v.n5:part", [], 2, "does not say in which format"),
+    ("v.tif:part", [], 2, "does not say in which format"),
+    ("v.tif", ["--format", "n5", "--scales", "1"], 2, "--scales is for precomputed volumes"),
+    ("none/v.zarr", [], 2, "lies in a folder that does not exist"),
     ("v:1", ["--format", "precomputed"], 2, "does not say in which format"),
     ("v", ["--format", "tiff"], 2, "format cannot be \"tiff\""),
     ("v.zarr", ["--scales", "2"], 2, "--scales is for precomputed volumes: add --format precomputed"),

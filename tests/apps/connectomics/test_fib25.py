@@ -13,7 +13,7 @@ import pytest
 
 from apps.cli import main
 from apps.connectomics.config import ConnectomicsConfig
-from apps.connectomics.seeds import peaks, within
+from apps.connectomics.seeds import Given, peaks, within
 from apps.connectomics.segment import as_network_sees
 
 APPS = ("apps.connectomics.app:APP",)
@@ -69,15 +69,18 @@ def test_without_the_rule_against_disconnected_predictions_an_object_is_another(
     assert np.count_nonzero(mask & published) / np.count_nonzero(mask | published) == pytest.approx(0.896, abs=5e-4)
 
 
-def test_bf16_is_close(volume: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, mask, published = grown(volume, run, tmp_path, 2, capsys, "--precision", "bf16")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_less_precision_is_close(volume: Path, run: Path, tmp_path: Path, precision: str,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    _, mask, published = grown(volume, run, tmp_path, 2, capsys, "--precision", precision)
     assert np.count_nonzero(mask & published) / np.count_nonzero(mask | published) > 0.99
 
 
 def test_seeds_are_as_many_as_published_and_hold_all_origins(volume: Path) -> None:
     with h5py.File(volume) as file:
         image, starts = file["raw"][:], file["google_ffn_origins/start_zyx"][:]
-    seeds = within(peaks(as_network_sees(image, ConnectomicsConfig())), image.shape, (16, 16, 16))
+    given = Given(as_network_sees(image, ConnectomicsConfig()), np.zeros(image.shape, np.int32))
+    seeds = within(peaks(given), image.shape, (16, 16, 16))
     assert len(seeds) == 12464
     places = {tuple(seed): number for number, seed in enumerate(seeds.tolist())}
     order = [places[tuple(start)] for start in starts.tolist()]

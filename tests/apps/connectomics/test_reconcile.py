@@ -25,8 +25,9 @@ class Held:
     def __init__(self, results: Mapping[int, NDArray[np.uint32]]) -> None:
         self.results = results
 
-    def load(self, number: int) -> Mapping[str, NDArray[Any]]:
-        return {"labels": self.results[number]}
+    def load(self, number: int, name: str) -> NDArray[Any]:
+        assert name == "labels"
+        return self.results[number]
 
 
 class Volume:

@@ -115,7 +115,7 @@ def test_images_that_cannot_be_segmented(run: Path, tmp_path: Path, capsys: pyte
     (["--seeds", "{}/outside.csv"], 3, "holds no seed that a field of view fits around"),
     (["--init", "{}/small.h5:labels"], 3, "has 3 x 3 x 3 voxels, the image has 60 x 48 x 48"),
     (["--min-boundary-dist", "1,1"], 2, "min-boundary-dist is three numbers, z y x; found 1 1"),
-    (["--block", "33,33,33", "--init", "x.h5:y"], 2, "--init and --seeds are for whole volumes"),
+    (["--block", "33,33,33", "--init", "x.h5:y"], 2, "--init, --seeds and --origins are for whole volumes"),
 ])
 def test_settings_that_cannot_be(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str],
                                  code: int, message: str) -> None:

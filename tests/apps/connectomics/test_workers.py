@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from apps.cli import main
 from apps.connectomics import workers
 from apps.connectomics.blocks import Grid
 from apps.connectomics.ledger import Ledger
@@ -27,6 +29,7 @@ from apps.connectomics.workers import run_blocks
 from core.accel.threads import pool
 from core.engine.errors import ConfigError, DataError
 from core.engine.run import Stopped
+from tests.apps.connectomics.bright import write_run, write_tubes
 from tests.apps.connectomics.segmenters import labelled
 from tests.apps.connectomics.test_reconcile import Volume, same_up_to_renaming
 
@@ -124,7 +127,7 @@ def test_blocked_is_whole(volume: Path, tmp_path: Path, capfd: pytest.CaptureFix
     assert is_whole(ledger, volume)
     assert begun(ledger) == [1] * BLOCKS
     share = max(1, pool().threads // 2)
-    assert {str(ledger.load(number)["threads"]) for number in range(BLOCKS)} == {str(share)}
+    assert {str(ledger.load(number, "threads")) for number in range(BLOCKS)} == {str(share)}
     out, err = capfd.readouterr()
     assert out == "" and err.count("computing") == BLOCKS, "what functions print is not taken for results"
 
@@ -149,6 +152,24 @@ def test_killed_workers_are_replaced(volume: Path, tmp_path: Path) -> None:
     assert np.array_equal(assembled(ledger), assembled(whole))
     assert all(1 <= times <= 1 + hit.count(number) for number, times in enumerate(begun(ledger)))
     assert sorted(os.listdir(ledger.folder / "blocks")) == [f"{number:05}.npz" for number in range(BLOCKS)]
+
+
+def test_killed_workers_with_a_network_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tubes(tmp_path / "tubes.h5")
+    words = ["connectomics", "segment", f"{tmp_path}/tubes.h5:raw", "--model", str(write_run(tmp_path / "run")),
+             "--min-segment-size", "50", "--block", "33,33,33", "--overlap", "12,12,12", "--workers", "2", "--out"]
+
+    def segmented(name: str) -> list[NDArray[Any]]:
+        assert main([*words, f"{tmp_path}/{name}.h5"], ("apps.connectomics.app:APP",)) == 0, capsys.readouterr().err
+        with h5py.File(tmp_path / f"{name}.h5") as file:
+            return [file[part][:] for part in ("segmentation", "origins")]
+
+    whole, ledger = segmented("whole"), Ledger(tmp_path / "broken.blocks")
+    with killing(ledger, times=4, busy=1) as hit:
+        broken = segmented("broken")
+    assert len(hit) > 1 and len(np.unique(whole[0])) == 4
+    assert all(np.array_equal(a, b) for a, b in zip(broken, whole, strict=True))
+    assert all(1 <= len(ledger.claimants(number)) <= 1 + hit.count(number) for number in range(8))
 
 
 def test_two_owners_share_the_work(volume: Path, tmp_path: Path) -> None:
