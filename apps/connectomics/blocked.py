@@ -61,9 +61,8 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
     ledger = Ledger(out.with_suffix(".blocks"))
     chosen = {name: value for name, value in config_values(settings).items() if name in _DECIDING}
-    address = volume.address if "://" in volume.address else os.path.abspath(volume.address)
-    arguments = {"input": address, "model": str(settings.model.absolute()),
-                 "digest": _digest(settings.model), "settings": chosen}
+    arguments = {"input": address_anywhere(volume), "model": str(settings.model.absolute()),
+                 "digest": digest_of(settings.model), "settings": chosen}
     run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,
                settings.scheduler or None)
     ids = reconcile(grid, ledger, settings.agreement)
@@ -106,7 +105,12 @@ def _origins(grid: Grid, ledger: Ledger, ids: GlobalIds) -> NDArray[Any]:
     return np.sort(np.concatenate(parts), order=("id", "z", "y", "x"))
 
 
-def _digest(run: Path) -> str:
+def address_anywhere(volume: Volume) -> str:
+    """The address of a volume for processes that run in another folder."""
+    return volume.address if "://" in volume.address else os.path.abspath(volume.address)
+
+
+def digest_of(run: Path) -> str:
     """Of the network and its settings."""
     opened = RunDirectory.open(run)
     return hashlib.sha256(opened.model_path.read_bytes() + opened.config_path.read_bytes()).hexdigest()

@@ -6,8 +6,9 @@ together in at least one block.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from core.engine.errors import ConfigError, compose
@@ -116,6 +117,18 @@ def _span(index: int, count: int, size: int, overlap: int) -> tuple[int, int, in
     """Along one axis: start and stop of a block, start and stop of its core."""
     core_start, core_stop = index * size // count, (index + 1) * size // count
     return max(0, core_start - overlap // 2), min(size, core_stop + (overlap + 1) // 2), core_start, core_stop
+
+
+def boxes(low: Sequence[int], high: Sequence[int], side: int) -> Iterator[tuple[Triple, Triple]]:
+    """First voxel, and the one behind the last, of the cubes that a region is cut into.
+
+    They begin at multiples of their side, so that no chunk is read twice.
+    """
+    spans = [[(max(edge, first), min(edge + side, last)) for edge in range(first // side * side, last, side)]
+             for first, last in zip(low, high, strict=True)]
+    for box in itertools.product(*spans):
+        start, stop = map(triple, zip(*box, strict=True))
+        yield start, stop
 
 
 def triple(numbers: Iterable[int]) -> Triple:

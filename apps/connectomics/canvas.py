@@ -1,6 +1,7 @@
-"""A volume on which objects are filled in one after the other, each from a seed.
+"""A volume on which objects are filled in one after the other, each from a seed, or masks grown for a closer look.
 
-The rules are those of ``Canvas.segment_all`` in google/ffn (Januszewski et al. 2018, Nature Methods 15:605).
+The rules are those of ``Canvas.segment_all`` and ``segment_at`` in google/ffn (Januszewski et al. 2018, Nature Methods
+15:605).
 
 Invariant: a voxel that has an object keeps it; a new object takes empty voxels only.
 """
@@ -19,6 +20,9 @@ from core.engine.jit import Program
 
 MOVES_AT_ONCE = 64
 """Moves between two looks at what the outside wants, about a second."""
+
+SURE = 0.8
+"""Mask of a voxel that counts as deleted once it falls below one half."""
 
 
 def logit(probability: float) -> float:
@@ -70,6 +74,24 @@ class Origin:
     moves: int
     voxels: int
     overlap: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What grows from a seed, before it is an object.
+
+    Attributes
+    ----------
+    seed : voxel, z y x
+    logits : f32[z, y, x], NaN where nothing was predicted
+    history : i64[move, zyx], where the field of view was
+    history_deleted : i64[move], voxels that fell from `SURE` to below one half
+    """
+
+    seed: tuple[int, int, int]
+    logits: NDArray[np.float32]
+    history: NDArray[np.int64]
+    history_deleted: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ class Canvas:
         _, lines, columns = self.image.shape
         self._rows = (((z - depth // 2) * lines + y - height // 2) * columns - width // 2).reshape(-1)
         self._thresholds = np.array([logit(options.pad_value), logit(options.move_threshold),
-                                     options.disco_seed_threshold], np.float32)
+                                     options.disco_seed_threshold, logit(SURE)], np.float32)
         cells = math.prod(size // max(delta, 1) + 2
                           for size, delta in zip(self.image.shape, options.deltas, strict=True))
         self._cells = np.zeros(cells, np.int32)
@@ -133,6 +155,7 @@ class Canvas:
         self._seen_image, self._seen_logits, self._found = (
             np.zeros((1, *self.field_of_view), np.float32) for _ in range(3))
         self._scores, self._targets = np.zeros(6, np.float32), np.zeros(6, np.int64)
+        self._history, self._history_deleted = np.zeros(cells, np.int64), np.zeros(cells, np.int64)
         self._state = np.zeros(f.STATE_WORDS, np.int64)
 
     def segment(self, seeds: Sequence[tuple[int, int, int]]) -> Iterator[Origin | None]:
@@ -145,6 +168,24 @@ class Canvas:
         for seed in seeds:
             if self._is_valid(seed):
                 yield from self._grow(seed)
+                box = self._box()
+                yield self._accept(seed, box)
+                self.logits[box] = np.nan
+
+    def segment_at(self, seed: tuple[int, int, int]) -> Mask:
+        """Grow a mask from a seed and leave the labels as they are; it may cover what has labels already.
+
+        Parameters
+        ----------
+        seed : voxel, z y x; where no field of view fits, or another object is, the mask stays the seed alone
+        """
+        for _ in self._grow(seed):
+            pass
+        box, moves = self._box(), int(self._state[f.MOVES])
+        logits = self.logits.copy()
+        self.logits[box] = np.nan
+        history = np.unravel_index(self._history[:moves], logits.shape)
+        return Mask(seed, logits, np.stack(history, axis=1), self._history_deleted[:moves].copy())
 
     def _is_valid(self, seed: tuple[int, int, int]) -> bool:
         """Whether an object may begin at a seed; one beside another object is marked."""
@@ -160,8 +201,8 @@ class Canvas:
             return False
         return True
 
-    def _grow(self, seed: tuple[int, int, int]) -> Iterator[Origin | None]:
-        """Fill the object at a seed; gives it at last, or None if it is too weak or too small."""
+    def _grow(self, seed: tuple[int, int, int]) -> Iterator[None]:
+        """Make the logits those of the mask of a seed, with a pause now and then."""
         state = self._start(seed)
         while state[f.STATUS] == f.MOVING:
             before = int(state[f.MOVES])
@@ -169,15 +210,17 @@ class Canvas:
                 f.flood, [self._seen_image, self._seen_logits], [self._found], self.image.reshape(-1),
                 self.logits.reshape(-1), self.labels.reshape(-1), self._geometry, self._rows, self._thresholds,
                 self._seen_image.reshape(-1), self._seen_logits.reshape(-1), self._found.reshape(-1), self._queue,
-                self._cells, self._scores, self._targets, state, MOVES_AT_ONCE)
+                self._cells, self._scores, self._targets, self._history, self._history_deleted, state, MOVES_AT_ONCE)
             self.counters = replace(self.counters, moves=self.counters.moves + int(state[f.MOVES]) - before)
             if state[f.STATUS] == f.MOVING:
                 yield None
         self._count(state)
-        box = tuple(slice(int(state[f.LOWEST + axis]) - size // 2, int(state[f.HIGHEST + axis]) + size // 2 + 1)
-                    for axis, size in enumerate(self.field_of_view))
-        yield self._accept(seed, box)
-        self.logits[box] = np.nan
+
+    def _box(self) -> tuple[slice, ...]:
+        """Where the last mask has logits."""
+        lowest, highest = (self._state[first:first + 3].tolist() for first in (f.LOWEST, f.HIGHEST))
+        return tuple(slice(max(low - size // 2, 0), high + size // 2 + 1)  # a seed at a face has no room for a field
+                     for low, high, size in zip(lowest, highest, self.field_of_view, strict=True))
 
     def _start(self, seed: tuple[int, int, int]) -> NDArray[np.int64]:
         """The state of an object that consists of its seed."""

@@ -83,20 +83,26 @@ class ImageSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloodSettings(ImageSettings):
-    """How objects are filled in."""
+class MaskSettings(ImageSettings):
+    """How the mask of one object is grown."""
 
     precision: str = setting("f32", "of the network; bf16 and int8 are not exact, and faster on chips that multiply "
                                     "them", choices=PRECISIONS)
+    segment_threshold: float = setting(0.6, "mask from which on a voxel belongs to its object", low=0.0001, high=0.9999)
+    disco_seed_threshold: float = setting(0.0, "share of a prediction above the move threshold from which on no voxel "
+                                               "rises that was below one half; negative: never", low=-1, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloodSettings(MaskSettings):
+    """How objects are filled in."""
+
     seed_policy: str = setting("PolicyPeaks", "where objects begin", choices=POLICIES)
     seeds: Path | None = setting(None, "CSV file of seeds, columns z, y, x, in order, instead of the policy")  # noqa: RUF009
     reverse: bool = setting(False, "try the seeds in reverse order, the ReverseCoords of google/ffn")
     origins: Path | None = setting(  # noqa: RUF009 setting() makes a dataclass field
         None, "earlier output of this command, FILE.h5, whose objects PolicyInvertOrigins begins with, the last first")
     init: str = setting("", "segmentation FILE.h5:dataset that is kept and added to")
-    segment_threshold: float = setting(0.6, "mask from which on a voxel belongs to its object", low=0.0001, high=0.9999)
-    disco_seed_threshold: float = setting(0.0, "share of a prediction above the move threshold from which on no voxel "
-                                               "rises that was below one half; negative: never", low=-1, high=1)
     min_segment_size: int = setting(1000, "smallest object", low=1, unit="voxels")
     min_boundary_dist: tuple[int, ...] = setting((1, 1, 1), "between a seed and other objects", low=0,
                                                  unit="voxels z y x")
@@ -165,12 +171,55 @@ class ConsensusSettings(ImageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AgglomerateSettings(MaskSettings):
+    """Which segments are looked at again, how, and which become one; names are those of google/ffn."""
+
+    image: str = setting(help="the image of the segmentation, such as VOLUME.h5:raw")
+    model: Path = setting(help="the run whose network is used")  # noqa: RUF009 setting() makes a dataclass field
+    # Not int8: its steps come from the image, which would differ from point to point.
+    precision: str = setting("f32", "of the network; bf16 is not exact", choices=("f32", "bf16"))
+    max_distance: float | None = setting(None, "between a segment and a decision point; by default as far as the "
+                                               "analysis radius reaches", low=0, unit="nm")
+    radius: tuple[int, ...] = setting((50, 50, 50), "of the subvolume around a decision point; where voxels are twice "
+                                                    "as deep as wide, 25,50,50", low=1, unit="voxels z y x")
+    analysis_radius: tuple[int, ...] = setting((), "of the part of it that is compared; by default less by half a "
+                                                   "field of view", low=1, unit="voxels z y x")
+    max_retry_iters: int = setting(8, "seeds that are tried for a segment", low=1, high=10_000)
+    exclusion_radius: tuple[int, ...] = setting((8, 8, 8), "around a seed that was tried in which no other one is",
+                                                low=0, unit="voxels z y x")
+    segment_recovery_fraction: float = setting(0.6, "of a segment that its seed must bring back, or the next is tried",
+                                               low=0, high=1)
+    terminate_early: bool = setting(False, "leave the second segment out if the first did not bring back itself and "
+                                           "the second: half the work, and no scores of the second")
+    min_iou: float = setting(0.8, "of the two masks, above which two segments are one", low=0, high=1)
+    min_consistency: float = setting(0.6, "share of either segment in either mask, above which they are one", low=0,
+                                     high=1)
+    max_deleted: float = setting(0.02, "share of deleted voxels in one of the masks, below which they are one", low=0)
+    workers: int = setting(1, "processes that look at decision points", low=1, high=4096)
+    scheduler: str = setting("", "address of a Dask scheduler whose workers look at decision points")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("radius", "analysis_radius", "exclusion_radius"):
+            if getattr(self, name):
+                three(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SkeletonizeSettings(ImageSettings):
     """How skeletons are made."""
 
     scale: float = setting(1.5, "reach of a branch of a skeleton, times its radius", low=0)
     constant: float = setting(500.0, "and added to that", low=0, unit="nm")
     minimum_voxels: int = setting(100, "smallest part of a segment that gets a skeleton", low=1, unit="voxels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshSettings(ImageSettings):
+    """How surfaces are made."""
+
+    smoothing: int = setting(5, "rounds of smoothing, which take the steps of the voxels away; 0 keeps them, and areas "
+                                "are about 9 % too large", low=0, high=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +233,7 @@ class ExportSettings(ImageSettings):
     scales: int | None = setting(None, "precomputed: how many coarser scales; by default until one chunk holds all",
                                  low=0, high=30)
     skeletons: bool = setting(False, "precomputed: skeletons of the segments too")
+    meshes: bool = setting(False, "precomputed: meshes of the segments too")
     url: str = setting("http://127.0.0.1:8000", "precomputed: where the folder around --out will be served, for a link")
     image: str = setting("", "precomputed: a second layer of the link, such as precomputed://gs://BUCKET/IMAGE, or a "
                              "folder at the url")
@@ -191,7 +241,7 @@ class ExportSettings(ImageSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         asked = {"labels": self.labels, "scales": self.scales is not None, "skeletons": self.skeletons,
-                 "image": self.image}
+                 "meshes": self.meshes, "image": self.image}
         if any(asked.values()) and self.format != "precomputed":
             name = next(name for name in asked if asked[name])
             raise ConfigError(f"--{name} is for precomputed volumes: add --format precomputed")

@@ -1,4 +1,4 @@
-"""Export: a volume in another format, for Neuroglancer with coarser scales and skeletons.
+"""Export: a volume in another format, for Neuroglancer with coarser scales, skeletons and meshes.
 
 Invariant: a volume is copied block by block, a whole number of the target's chunks each; what is held does not grow
 with it, skeletons aside. The copy appears whole or not at all; in an object store a failure leaves nothing, either.
@@ -6,11 +6,12 @@ with it, skeletons aside. The copy appears whole or not at all; in an object sto
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,22 @@ from typing import Any
 import numpy as np
 
 from apps.app import Report
-from apps.connectomics.config import ExportSettings, SkeletonizeSettings
+from apps.connectomics.blocks import boxes
+from apps.connectomics.config import ExportSettings, MeshSettings, SkeletonizeSettings
 from apps.connectomics.formats import Address
-from apps.connectomics.neuroglancer import refer_to_skeletons, state_link, write_skeletons
+from apps.connectomics.meshing import check_meshable, write_meshes
+from apps.connectomics.neuroglancer import MESHES_INFO, refer_to, state_link, write_mesh, write_skeletons
 from apps.connectomics.outputs import made_whole
 from apps.connectomics.pyramid import coarser_image, coarser_labels, coarser_shape, halved
-from apps.connectomics.skeletonizing import check_skeletonizable, known_voxel_size, measures, skeletons_of
+from apps.connectomics.skeletonizing import check_skeletonizable, measures, skeletons_of
 from apps.connectomics.stores import new_place
-from apps.connectomics.volumes import Volume, WritableVolume, create_volume, open_volume
+from apps.connectomics.volumes import Volume, WritableVolume, create_volume, known_voxel_size, open_volume
 from core.engine.errors import ConfigError, DataError, compose
 
 CHUNK = 64
 """Side in voxels of the pieces in which an export is kept."""
 BLOCK = 256
 """Side in voxels of what is read at once; a whole number of chunks, also when it is halved."""
-Triple = tuple[int, int, int]
 
 
 def export(input: str, out: str, settings: ExportSettings) -> Report:
@@ -57,12 +59,16 @@ def export(input: str, out: str, settings: ExportSettings) -> Report:
         raise ConfigError(compose(f"--out {out} does not say in which format to write", [
             ("expected", "FILE.h5:DATASET, FILE.tif, FOLDER.zarr, FOLDER.n5, the folders also at gs:// or s3://"),
             ("hint", "or a folder without a colon and --format, such as --format precomputed")]))
-    if address.is_remote and settings.skeletons:
-        raise ConfigError("skeletons are written to this machine only: choose a local folder, or leave out --skeletons")
+    for option in ("skeletons", "meshes"):
+        if address.is_remote and getattr(settings, option):
+            raise ConfigError(f"{option} are written to this machine only: choose a local folder, or leave out "
+                              f"--{option}")
     volume = open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size)
     known_voxel_size(volume)
     if settings.skeletons:
         check_skeletonizable(volume)
+    if settings.meshes:
+        check_meshable(volume)
     with _made(address) as made:
         if format == "precomputed":
             return _precomputed(volume, made, settings)
@@ -83,8 +89,9 @@ def _made(address: Address) -> Iterator[str]:
 
 
 def _precomputed(volume: Volume, made: str, settings: ExportSettings) -> Report:
-    """Write a precomputed volume with its scales and skeletons."""
-    labels = settings.labels or settings.skeletons or volume.dtype in (np.uint32, np.uint64, np.int64)
+    """Write a precomputed volume with its scales, skeletons and meshes."""
+    known = volume.dtype in (np.uint32, np.uint64, np.int64)
+    labels = known or settings.labels or settings.skeletons or settings.meshes
     voxel_size = known_voxel_size(volume)
     finest = create_volume(f"precomputed://{made}", volume.shape, _label_type(volume) if labels else volume.dtype,
                            voxel_size, (CHUNK,) * 3)
@@ -95,7 +102,12 @@ def _precomputed(volume: Volume, made: str, settings: ExportSettings) -> Report:
         skeletons = skeletons_of(volume, SkeletonizeSettings())
         numbers |= {"skeletons": write_skeletons(skeletons, voxel_size, Path(made) / "skeletons"),
                     **measures(skeletons)}
-        refer_to_skeletons(Path(made), "skeletons")
+        refer_to(Path(made), "skeletons")
+    if settings.meshes:
+        folder = Path(made) / "mesh"
+        numbers |= write_meshes(volume, MeshSettings(), folder, partial(write_mesh, voxel_size=voxel_size))
+        (folder / "info").write_text(json.dumps(MESHES_INFO), encoding="utf-8")
+        refer_to(Path(made), "mesh")
     return Report(numbers | {"link": _link(made, labels, finest, settings)})
 
 
@@ -110,7 +122,7 @@ def _add_scales(finest: WritableVolume, labels: bool, most: int | None) -> int:
         z, y, x = map(mul, voxel_size, factors)
         coarser = create_volume(f"{finest.address}:{count}", coarser_shape(scale.shape, factors), scale.dtype,
                                 (z, y, x), (CHUNK,) * 3)
-        for start, stop in _boxes(coarser.shape, BLOCK // 2):
+        for start, stop in boxes((0, 0, 0), coarser.shape, BLOCK // 2):
             covered = scale.read([*map(mul, start, factors)], [*map(min, map(mul, stop, factors), scale.shape)])
             coarser.write(start, coarser_labels(covered, factors) if labels else coarser_image(covered, factors))
         scale = coarser
@@ -119,17 +131,11 @@ def _add_scales(finest: WritableVolume, labels: bool, most: int | None) -> int:
 
 def _copy(source: Volume, target: WritableVolume) -> None:
     """Copy all voxels; labels may change their type."""
-    for start, stop in _boxes(source.shape, BLOCK):
+    for start, stop in boxes((0, 0, 0), source.shape, BLOCK):
         values = source.read(start, stop)
         if values.dtype != target.dtype and values.min() < 0:
             raise DataError(f"{source.address} holds {values.min()}; labels are whole numbers from 0")
         target.write(start, values.astype(target.dtype, copy=False))
-
-
-def _boxes(shape: Sequence[int], side: int) -> Iterator[tuple[Triple, Triple]]:
-    """First voxel, and the one behind the last, of the cubes that a volume is cut into."""
-    for z, y, x in itertools.product(*(range(0, length, side) for length in shape)):
-        yield (z, y, x), (min(z + side, shape[0]), min(y + side, shape[1]), min(x + side, shape[2]))
 
 
 def _label_type(volume: Volume) -> np.dtype[Any]:

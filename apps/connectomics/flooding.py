@@ -20,14 +20,16 @@ DELTAS = 6
 """Voxels of a step along each axis."""
 GEOMETRY_WORDS = 9
 
-# Fields of `thresholds`: logits, but for the last.
+# Fields of `thresholds`: logits, but for DISCO.
 PAD = 0
 """What the network sees where nothing was predicted yet."""
 MOVE = 1
 """From which on the field of view moves."""
 DISCO = 2
 """Share of a prediction above MOVE from which on no voxel may rise that was below one half; negative: never."""
-THRESHOLD_WORDS = 3
+SURE = 3
+"""From which on a voxel that falls below one half counts as deleted."""
+THRESHOLD_WORDS = 4
 
 # Fields of `state`; those named by their first axis have three.
 START = 0
@@ -58,8 +60,8 @@ WEAK = 2
 
 
 def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64, rows: I64, thresholds: F32,
-          seen_image: F32, seen_logits: F32, found: F32, queue: I64, cells: I32, scores: F32, targets: I64, state: I64,
-          limit: int) -> None:
+          seen_image: F32, seen_logits: F32, found: F32, queue: I64, cells: I32, scores: F32, targets: I64,
+          history: I64, history_deleted: I64, state: I64, limit: int) -> None:
     """Make up to `limit` moves for one object.
 
     Parameters
@@ -74,6 +76,8 @@ def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64,
     queue : i64, positions; room for six a cell and one
     cells : i32[z, y, x] of steps of size DELTAS, the MARK of the last object whose field of view centred there
     scores, targets : room for six
+    history : room for one a cell: the position of each move
+    history_deleted : room for one a cell: voxels that fell from SURE to below one half in each move
     state : see the fields above
     """
     for _ in range(limit):
@@ -86,7 +90,8 @@ def flood(network: Network, image: F32, logits: F32, labels: I32, geometry: I64,
             return
         look(image, logits, geometry, rows, thresholds, seen_image, seen_logits, position)
         call(network)
-        write_back(logits, geometry, rows, thresholds, found, position)
+        history[state[MOVES]] = position
+        history_deleted[state[MOVES]] = write_back(logits, geometry, rows, thresholds, found, position)
         note(geometry, cells, state, position)
         count = faces(geometry, thresholds, found, scores, targets, position)
         enqueue(queue, scores, targets, state, count)
@@ -154,23 +159,30 @@ def look(image: F32, logits: F32, geometry: I64, rows: I64, thresholds: F32, see
             place += 1
 
 
-def write_back(logits: F32, geometry: I64, rows: I64, thresholds: F32, found: F32, position: int) -> None:
-    """Put a prediction into the mask; what the rule keeps from rising keeps its old value, in `found` too."""
+def write_back(logits: F32, geometry: I64, rows: I64, thresholds: F32, found: F32, position: int) -> int:
+    """Put a prediction into the mask; what the rule keeps from rising keeps its old value, in `found` too.
+
+    Gives how many voxels are deleted: were sure to be in the mask and no longer are.
+    """
     size = geometry[FIELD] * geometry[FIELD + 1] * geometry[FIELD + 2]
     above = 0
     for place in range(size):
         if found[place] >= thresholds[MOVE]:
             above += 1
     holds = thresholds[DISCO] >= 0 and above / size > thresholds[DISCO]
+    deleted = 0
     place = 0
     for number in range(geometry[FIELD] * geometry[FIELD + 1]):
         row = position + rows[number]
         for x in range(geometry[FIELD + 2]):
             old = logits[row + x]
+            if old >= thresholds[SURE] and found[place] < 0:
+                deleted += 1
             if holds and old < 0 and found[place] > old:  # never true of NaN
                 found[place] = old
             logits[row + x] = found[place]
             place += 1
+    return deleted
 
 
 def note(geometry: I64, cells: I32, state: I64, position: int) -> None:

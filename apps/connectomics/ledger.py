@@ -36,6 +36,7 @@ from core.engine.errors import CheckpointError, ConfigError, compose
 _RECORD, _LOCK, _CLAIMS, _BLOCKS = "ledger.json", ".lock", "claims", "blocks"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, EOFError, RuntimeError)
+_LONGEST_SHOWN = 200
 _FASTEST = 1
 """Level of zlib; it makes labels of neurites thirty times smaller, its default sixty times in twice the time."""
 
@@ -47,7 +48,7 @@ class Task:
     Attributes
     ----------
     function : dotted path, such as ``apps.connectomics.segment:segment_block``; called with a `Block` and the
-        arguments, gives arrays by name, ``labels`` u32[z, y, x] of the block's box among them
+        arguments, gives arrays by name; if there are ``labels``, they are u32[z, y, x] of the block's box
     arguments : all that the results depend on, as JSON can hold it: addresses, settings, the digest of a model
     grid : the blocks
     """
@@ -230,5 +231,10 @@ class Ledger:
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, f"{now.get(name)} is asked for, the run began with {was.get(name)}")
+    return [(name, f"{_shown(now.get(name))} is asked for, the run began with {_shown(was.get(name))}")
             for name in {**was, **now} if was.get(name) != now.get(name)]
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} …"

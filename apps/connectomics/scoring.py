@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 
 from apps.app import Report
 from apps.connectomics.agreement import ContingencyTable, Mask
+from apps.connectomics.blocks import boxes
 from apps.connectomics.config import ScoreSettings
 from apps.connectomics.runlength import Definition, run_length
 from apps.connectomics.skeletons import Skeletons, read_skeletons, skeletonize
-from apps.connectomics.volumes import Volume, open_volume
+from apps.connectomics.volumes import Volume, check_same_shape, common_voxel_size, open_volume
 from apps.progress import LOGGER
 from core.engine.errors import DataError, compose
 from core.engine.refusals import Refusals
@@ -28,8 +29,6 @@ BLOCK = 256
 
 MAX_SKELETONIZED = 1 << 27
 """Most voxels of a truth that is made into skeletons; it is held as a whole, and its largest body 300 times over."""
-
-Position = tuple[int, int, int]
 
 
 def score_addresses(input: str, out: Path, refused: Refusals, settings: ScoreSettings) -> Report:
@@ -61,11 +60,7 @@ def score(segmentation: Volume, truth: Volume, settings: ScoreSettings, no_merge
         If the shapes differ, nothing is left within the margin, labels are no labels, or run lengths are asked for and
         no voxel size is known or no skeleton lies inside.
     """
-    for volume in (segmentation, *([no_merge] if no_merge else [])):
-        if volume.shape != truth.shape:
-            raise DataError(compose("the volumes differ in shape", [
-                (volume.address, f"{volume.shape} voxels"), (truth.address, f"{truth.shape} voxels"),
-                ("expected", "the same region at the same voxel size, z y x")]))
+    check_same_shape(segmentation, truth, *([no_merge] if no_merge else []))
     low, high = (settings.margin,) * 3, tuple(size - settings.margin for size in truth.shape)
     if min(high) <= settings.margin:
         raise DataError(f"a margin of {settings.margin} voxels leaves nothing of {truth.shape} voxels")
@@ -80,18 +75,10 @@ def score(segmentation: Volume, truth: Volume, settings: ScoreSettings, no_merge
     return Report(numbers, {"agreement": rows, **({"run_lengths": runs} if runs else {})})
 
 
-def _blocks(low: Sequence[int], high: Sequence[int]) -> Iterator[tuple[Position, Position]]:
-    """The region in cubes that begin at multiples of `BLOCK`, so that no chunk is read twice."""
-    sides = [[(max(edge, first), min(edge + BLOCK, last)) for edge in range(first // BLOCK * BLOCK, last, BLOCK)]
-             for first, last in zip(low, high, strict=True)]
-    for z, y, x in itertools.product(*sides):
-        yield (z[0], y[0], x[0]), (z[1], y[1], x[1])
-
-
 def _agreement(segmentation: Volume, truth: Volume, low: Sequence[int], high: Sequence[int]) -> list[dict[str, Any]]:
     """A row of scores a mask."""
     table = ContingencyTable.empty()
-    for block in _blocks(low, high):
+    for block in boxes(low, high, BLOCK):
         table += ContingencyTable.of(segmentation.read(*block), truth.read(*block))
     return agreement_rows(table)
 
@@ -136,7 +123,7 @@ def _run_lengths(segmentation: Volume, truth: Volume, no_merge: Volume | None, s
 def _segments_at(segmentation: Volume, voxels: np.ndarray, low: Sequence[int], high: Sequence[int]) -> np.ndarray:
     """The segment at each voxel of i64[node, zyx] within a region, u64[node]."""
     segments = np.zeros(len(voxels), np.uint64)
-    for start, stop in _blocks(low, high):
+    for start, stop in boxes(low, high, BLOCK):
         here = np.flatnonzero(np.all((voxels >= start) & (voxels < stop), axis=1))
         if here.size:
             segments[here] = segmentation.read(start, stop)[tuple((voxels[here] - start).T)]
@@ -146,7 +133,7 @@ def _segments_at(segmentation: Volume, voxels: np.ndarray, low: Sequence[int], h
 def _shared(segmentation: Volume, no_merge: Volume, low: Sequence[int], high: Sequence[int]) -> Mapping[int, int]:
     """How many voxels each segment shares with a mask."""
     shared: Counter[int] = Counter()
-    for block in _blocks(low, high):
+    for block in boxes(low, high, BLOCK):
         segments, voxels = np.unique(segmentation.read(*block)[no_merge.read(*block) > 0], return_counts=True)
         shared.update(dict(zip(segments.tolist(), voxels.tolist(), strict=True)))
     return shared
@@ -154,16 +141,12 @@ def _shared(segmentation: Volume, no_merge: Volume, low: Sequence[int], high: Se
 
 def _voxel_size(segmentation: Volume, truth: Volume) -> tuple[float, float, float]:
     """The voxel size that the volumes agree on."""
-    sizes = {volume.voxel_size for volume in (segmentation, truth) if volume.voxel_size}
-    if len(sizes) > 1:
-        raise DataError(compose("the volumes differ in voxel size", [
-            *((volume.address, f"{volume.voxel_size} nm, z y x") for volume in (segmentation, truth)),
-            ("hint", "say the right one with --voxel-size")]))
-    if not sizes:
+    size = common_voxel_size(segmentation, truth)
+    if size is None:
         raise DataError(compose("run lengths need the size of a voxel, which neither volume gives", [
             ("found", f"none in {segmentation.address} and {truth.address}"),
             ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
-    return sizes.pop()
+    return size
 
 
 def _skeletons(truth: Volume, voxel_size: tuple[float, float, float], settings: ScoreSettings, low: Sequence[int],

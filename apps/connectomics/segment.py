@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from apps.app import Report, load_config
 from apps.connectomics.blocks import triple
 from apps.connectomics.canvas import Canvas, FloodOptions, Origin, logit
-from apps.connectomics.config import ConnectomicsConfig, FloodSettings, SegmentSettings
+from apps.connectomics.config import ConnectomicsConfig, FloodSettings, MaskSettings, SegmentSettings
 from apps.connectomics.model import FloodFillingNetwork
 from apps.connectomics.quantisation import largest_activations, quantised
 from apps.connectomics.seeds import POLICIES, Given, Seeds, within
@@ -54,7 +55,7 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
           settings: FloodSettings) -> Report:
     """See `segment`."""
     volume = open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size)
-    _check(volume, config)
+    check_field_of_view(volume, config)
     if volume.voxel_size is None:
         LOGGER.warning("%s does not say how large a voxel is, nor will the segmentation; see --voxel-size", input)
     image = normalised(volume.read((0, 0, 0), volume.shape), config, input)
@@ -83,7 +84,9 @@ def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program
     labels : i32[z, y, x], of what is kept
     program : see `program_of`
     """
-    canvas = Canvas(image, labels, program, triple(config.field_of_view), options_of(config, settings))
+    options = replace(options_of(config, settings), min_segment_size=settings.min_segment_size,
+                      min_boundary_dist=triple(settings.min_boundary_dist))
+    canvas = Canvas(image, labels, program, triple(config.field_of_view), options)
     origins: list[Origin] = []
     ordered = seeds[::-1] if settings.reverse else seeds
     for origin in canvas.segment([(int(z), int(y), int(x)) for z, y, x in ordered]):
@@ -99,18 +102,20 @@ def rows_of(origins: Sequence[Origin], start: Sequence[int] = (0, 0, 0)) -> NDAr
     return np.array(rows, ORIGIN)
 
 
-def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str, image: NDArray[np.float32]) -> Program:
+def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str,
+               image: NDArray[np.float32] | None = None) -> Program:
     """The network of a run, bound; takes and gives f32[1, z, y, x] of the field of view.
 
     Parameters
     ----------
     precision : of `PRECISIONS`
-    image : f32[z, y, x], normalised, whose activations are to fit into 8 bits
+    image : f32[z, y, x], normalised, whose activations are to fit into 8 bits; for int8 alone
     """
     network = run.load_model(FloodFillingNetwork.init(random.key(0), config.depth, config.features))
     if precision == "bf16":
         network = tree.map(lambda leaf: leaf.astype(precision), network)
     elif precision == "int8":
+        assert image is not None
         largest = largest_activations(network, image, triple(config.field_of_view), logit(config.init_activation),
                                       logit(config.pad_value), config.device)
         network = quantised(network, largest.tolist())
@@ -122,12 +127,11 @@ def _apply(network: FloodFillingNetwork, image: Array, logits: Array) -> Array:
     return result
 
 
-def options_of(config: ConnectomicsConfig, settings: FloodSettings) -> FloodOptions:
-    """The options of flood filling: those of the training and those of the command."""
+def options_of(config: ConnectomicsConfig, settings: MaskSettings) -> FloodOptions:
+    """The options of growing a mask: those of the training and those of the command."""
     return FloodOptions(
         init_activation=config.init_activation, pad_value=config.pad_value, move_threshold=config.move_threshold,
         segment_threshold=settings.segment_threshold, disco_seed_threshold=settings.disco_seed_threshold,
-        min_segment_size=settings.min_segment_size, min_boundary_dist=triple(settings.min_boundary_dist),
         deltas=triple(config.deltas))
 
 
@@ -233,7 +237,8 @@ def _seed(row: dict[str, str], names: dict[str, str], number: int, shape: tuple[
     return seed
 
 
-def _check(volume: Volume, config: ConnectomicsConfig) -> None:
+def check_field_of_view(volume: Volume, config: ConnectomicsConfig) -> None:
+    """Raise `DataError` if a volume is smaller than what the network sees."""
     if any(size < field for size, field in zip(volume.shape, config.field_of_view, strict=True)):
         raise DataError(f"{volume.address} has {_sizes(volume.shape)} voxels (z y x); the network sees "
                         f"{_sizes(config.field_of_view)} at once")

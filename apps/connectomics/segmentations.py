@@ -29,13 +29,12 @@ _CHUNK = 64
 class SegmentationFile:
     """A file that is being written; see `written_segmentation`."""
 
-    dtype = np.dtype(np.uint32)
-
     def __init__(self, store: h5py.File) -> None:
         self._store = store
+        self.dtype: np.dtype[Any] = store["segmentation"].dtype
 
     def write(self, start: Sequence[int], labels: NDArray[Any]) -> None:
-        """Write labels, whole numbers[z, y, x] below 2^32, into the box that begins at `start`, once a box."""
+        """Write labels, whole numbers[z, y, x] that the type holds, into the box that begins at `start`, once a box."""
         if labels.any():  # pieces that are not there are 0, and take neither time nor room
             box = tuple(slice(first, first + size) for first, size in zip(start, labels.shape, strict=True))
             self._store["segmentation"][box] = labels
@@ -47,8 +46,9 @@ class SegmentationFile:
 
 @contextmanager
 def written_segmentation(out: Path, shape: Triple, voxel_size: tuple[float, float, float] | None,
+                         dtype: np.dtype[Any] | type[np.integer[Any]] = np.uint32,
                          **attributes: str) -> Iterator[SegmentationFile]:
-    """A new file of labels u32[z, y, x], none at first, which takes its place when the block ends.
+    """A new file of labels of integer type [z, y, x], none at first, which takes its place when the block ends.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def written_segmentation(out: Path, shape: Triple, voxel_size: tuple[float, floa
     """
     with written_whole(out) as file, h5py.File(file, "w") as store:
         chunks = tuple(min(size, _CHUNK) for size in shape)
-        data = store.create_dataset("segmentation", shape, np.uint32, chunks=chunks, compression="gzip",
+        data = store.create_dataset("segmentation", shape, dtype, chunks=chunks, compression="gzip",
                                     compression_opts=1, shuffle=True)
         if voxel_size is not None:
             data.attrs["voxel_size"] = voxel_size

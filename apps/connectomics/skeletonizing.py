@@ -13,11 +13,9 @@ from apps.connectomics.config import SkeletonizeSettings
 from apps.connectomics.outputs import made_whole
 from apps.connectomics.scoring import MAX_SKELETONIZED
 from apps.connectomics.skeletons import Skeletons, skeletonize, write_swc
-from apps.connectomics.volumes import Volume, open_volume
+from apps.connectomics.volumes import Volume, check_labels, known_voxel_size, open_volume, read_labels
 from core.engine.errors import DataError, compose
 from core.engine.refusals import Refusals
-
-VoxelSize = tuple[float, float, float]
 
 
 def skeletonize_address(input: str, out: Path, refused: Refusals, settings: SkeletonizeSettings) -> Report:
@@ -33,9 +31,7 @@ def skeletonize_address(input: str, out: Path, refused: Refusals, settings: Skel
 
 def skeletons_of(volume: Volume, settings: SkeletonizeSettings) -> Skeletons:
     """The skeletons of the segments of a volume that `check_skeletonizable` lets pass."""
-    labels = volume.read((0, 0, 0), volume.shape)
-    if labels.min() < 0:
-        raise DataError(f"{volume.address} holds {labels.min()}; labels are whole numbers from 0")
+    labels = read_labels(volume, (0, 0, 0), volume.shape)
     return skeletonize(labels, known_voxel_size(volume), scale=settings.scale, constant=settings.constant,
                        minimum_voxels=settings.minimum_voxels)
 
@@ -48,16 +44,7 @@ def measures(skeletons: Skeletons) -> dict[str, float | int]:
 def check_skeletonizable(volume: Volume) -> None:
     """Raise `DataError` if a volume is no segmentation, says no voxel size, or is too large to be held."""
     known_voxel_size(volume)
-    if volume.dtype.kind not in "iu":
-        raise DataError(f"{volume.address} holds {volume.dtype}; segments have whole numbers")
+    check_labels(volume)
     if math.prod(volume.shape) > MAX_SKELETONIZED:
         raise DataError(compose(f"{volume.address} is too large to be made into skeletons in one piece", [
             ("found", f"{volume.shape} voxels"), ("expected", f"at most {MAX_SKELETONIZED} voxels")]))
-
-
-def known_voxel_size(volume: Volume) -> VoxelSize:
-    """nm along z, y, x; raises `DataError` if nobody says."""
-    if volume.voxel_size is None:
-        raise DataError(compose(f"{volume.address} does not say how large a voxel is", [
-            ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
-    return volume.voxel_size

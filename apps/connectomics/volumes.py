@@ -24,6 +24,8 @@ MAX_CHUNK_BYTES = 512 << 20
 """Of one chunk: it is decoded whole, however little of it is wanted."""
 
 Triple = tuple[int, int, int]
+VoxelSize = tuple[float, float, float]
+"""nm along z, y, x."""
 AnyStored = TypeVar("AnyStored", bound=Stored)
 
 
@@ -42,7 +44,7 @@ class Volume:
     address: str
     shape: Triple
     dtype: np.dtype[Any]
-    voxel_size: tuple[float, float, float] | None
+    voxel_size: VoxelSize | None
     stored: Stored = field(repr=False)
     axes: str = field(repr=False)
 
@@ -125,7 +127,7 @@ def open_volume(address: str, *, axes: str = "", voxel_size: tuple[float, ...] =
     return Volume(address, *_arranged(open_stored(address), axes.lower(), voxel_size))
 
 
-def create_volume(address: str, shape: Triple, dtype: DTypeLike, voxel_size: tuple[float, float, float],
+def create_volume(address: str, shape: Triple, dtype: DTypeLike, voxel_size: VoxelSize,
                   chunk: Triple = (64, 64, 64)) -> WritableVolume:
     """A volume of zeros to be written; one that an earlier call with the same arguments made is opened as it is.
 
@@ -158,8 +160,48 @@ def create_volume(address: str, shape: Triple, dtype: DTypeLike, voxel_size: tup
     return volume
 
 
+def known_voxel_size(volume: Volume) -> VoxelSize:
+    """nm along z, y, x; raises `DataError` if nobody says."""
+    if volume.voxel_size is None:
+        raise DataError(compose(f"{volume.address} does not say how large a voxel is", [
+            ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
+    return volume.voxel_size
+
+
+def common_voxel_size(*volumes: Volume) -> VoxelSize | None:
+    """nm along z, y, x of volumes of one region, or None if none of them says; raises `DataError` if they differ."""
+    sizes = {volume.voxel_size for volume in volumes if volume.voxel_size}
+    if len(sizes) > 1:
+        raise DataError(compose("the volumes differ in voxel size", [
+            *((volume.address, f"{volume.voxel_size} nm, z y x") for volume in volumes),
+            ("hint", "say the right one with --voxel-size")]))
+    return sizes.pop() if sizes else None
+
+
+def check_same_shape(*volumes: Volume) -> None:
+    """Raise `DataError` if volumes differ in shape."""
+    if len({volume.shape for volume in volumes}) > 1:
+        raise DataError(compose("the volumes differ in shape", [
+            *((volume.address, f"{volume.shape} voxels") for volume in volumes),
+            ("expected", "the same region at the same voxel size, z y x")]))
+
+
+def check_labels(volume: Volume) -> None:
+    """Raise `DataError` if a volume can be no segmentation."""
+    if volume.dtype.kind not in "iu":
+        raise DataError(f"{volume.address} holds {volume.dtype}; segments have whole numbers")
+
+
+def read_labels(volume: Volume, start: Sequence[int], stop: Sequence[int]) -> NDArray[Any]:
+    """The labels of a box of a segmentation; raises `DataError` if one is below 0."""
+    labels = volume.read(start, stop)
+    if labels.min() < 0:
+        raise DataError(f"{volume.address} holds {labels.min()}; labels are whole numbers from 0")
+    return labels
+
+
 def _arranged(stored: AnyStored, axes: str, voxel_size: tuple[float, ...]) -> tuple[
-        Triple, np.dtype[Any], tuple[float, float, float] | None, AnyStored, str]:
+        Triple, np.dtype[Any], VoxelSize | None, AnyStored, str]:
     """Shape, dtype and voxel size of a stored array as a volume, and its axes; raises DataError if it is none."""
     address, shown = stored.address, f"{stored.dtype}{list(stored.shape)}"
     if stored.dtype.name not in DTYPES:
@@ -184,7 +226,7 @@ def _arranged(stored: AnyStored, axes: str, voxel_size: tuple[float, ...]) -> tu
     return (z, y, x), stored.dtype, _voxel_size(stored, axes, voxel_size), stored, axes
 
 
-def _voxel_size(stored: Stored, axes: str, given: tuple[float, ...]) -> tuple[float, float, float] | None:
+def _voxel_size(stored: Stored, axes: str, given: tuple[float, ...]) -> VoxelSize | None:
     """nm along z, y, x: what is given, else what the format says."""
     sizes = given
     if not given and stored.voxel_size:

@@ -91,8 +91,8 @@ def compute(ledger: Ledger, number: int, *, wait: bool) -> None:
 
 
 def _check(results: Mapping[str, NDArray[Any]], block: Block, function: str) -> None:
-    labels = results["labels"]
-    if labels.dtype != np.uint32 or labels.shape != block.shape:
+    labels = results.get("labels")
+    if labels is not None and (labels.dtype != np.uint32 or labels.shape != block.shape):
         raise TypeError(f"{function} gave labels {labels.dtype}{list(labels.shape)} for the block {block.number}, "
                         f"expected uint32{list(block.shape)}")
 

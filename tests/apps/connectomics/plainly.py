@@ -61,12 +61,13 @@ class Plainly:
                     found.add((float(score), (z, y, x)))
         return sorted(found, reverse=True)
 
-    def grow(self, start: Position) -> tuple[np.ndarray, int]:
-        """Logits of the object at a seed, NaN where nothing was predicted, and the number of moves."""
+    def grow(self, start: Position) -> tuple[np.ndarray, list[tuple[Position, int]]]:
+        """Logits of the object at a seed, NaN where nothing was predicted, and each move with the voxels it deleted."""
         threshold = np.float32(logit(self.move))
         logits = np.full(self.image.shape, np.nan, np.float32)
         logits[start] = logit(0.95)
-        queue, done, moves = deque([start]), set(), 0
+        queue, done = deque([start]), set()
+        moves: list[tuple[Position, int]] = []
         while queue:
             position = queue.popleft()
             if self.cell(position, start) in done or logits[position] < threshold:
@@ -79,12 +80,12 @@ class Plainly:
             old = logits[box].copy()
             seen = np.where(np.isnan(old), np.float32(logit(self.pad)), old)
             new = self.network(self.image[box], seen)
+            moves.append((position, int(np.count_nonzero((old >= np.float32(logit(0.8))) & (new < 0)))))
             if self.disco >= 0 and np.mean(new >= threshold) > self.disco:
                 held = (old < 0) & (new > old)
                 new[held] = old[held]
             logits[box] = new
             done.add(self.cell(position, start))
-            moves += 1
             for _, (z, y, x) in self.moves(new):
                 queue.append((position[0] + z, position[1] + y, position[2] + x))
         return logits, moves
@@ -106,5 +107,5 @@ class Plainly:
                 continue
             number = max(self.labels.max(), 0) + 1
             self.labels[mask] = number
-            origins.append((int(number), seed, moves, int(mask.sum())))
+            origins.append((int(number), seed, len(moves), int(mask.sum())))
         return origins

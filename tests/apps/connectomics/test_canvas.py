@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,13 @@ def follow(weight: Array, image: Array, logits: Array) -> Array:
     return image * weight + logits * 0.4 - 1.0
 
 
-def network(device: str) -> Program:
-    return jit(follow, device=device).bind(as_array(np.float32(3.0)))
+def doubt(weight: Array, image: Array, logits: Array) -> Array:
+    """A network that takes back what it said where the image is not very bright."""
+    return image * weight - logits * 0.4 - 1.0
+
+
+def network(device: str, rule: Callable[[Array, Array, Array], Array] = follow) -> Program:
+    return jit(rule, device=device).bind(as_array(np.float32(3.0)))
 
 
 def volume(seed: int, shape: tuple[int, int, int] = (24, 22, 20)) -> np.ndarray:
@@ -43,6 +49,10 @@ def filled(image: np.ndarray, device: str, options: FloodOptions, labels: np.nda
     return canvas, [origin for origin in canvas.segment(seeds_of(image)) if origin is not None]
 
 
+def plainly(image: np.ndarray, labels: np.ndarray, program: Program, **options: Any) -> Plainly:
+    return Plainly(image, labels, lambda i, s: program(i[None], s[None]).numpy()[0].copy(), FIELD, DELTAS, **options)
+
+
 @pytest.mark.parametrize("device", ["reference", "cpu", "tpu-v2"])
 @pytest.mark.parametrize("disco", [0.0, 0.3, -1.0])
 @pytest.mark.parametrize("seed", range(4))
@@ -52,9 +62,7 @@ def test_objects_are_those_of_the_plain_loop(seed: int, disco: float, device: st
     labels[:, :4] = 3  # an object that is kept
     options = FloodOptions(deltas=DELTAS, min_segment_size=40, disco_seed_threshold=disco, segment_threshold=0.7)
     canvas, origins = filled(image, device, options, labels)
-    program = network("reference")
-    plain = Plainly(image, labels.copy(), lambda i, s: program(i[None], s[None]).numpy()[0].copy(), FIELD, DELTAS,
-                    least=40, disco=disco, segment_from=0.7)
+    plain = plainly(image, labels.copy(), network("reference"), least=40, disco=disco, segment_from=0.7)
     expected = plain.segment(seeds_of(image))
     assert [(o.id, o.seed, o.moves, o.voxels) for o in origins] == expected
     np.testing.assert_array_equal(canvas.labels, plain.labels)
@@ -80,3 +88,23 @@ def test_counters_add_up() -> None:
     assert counters.tried == len(origins) + counters.too_weak + counters.too_small
     assert counters.moves >= sum(origin.moves for origin in origins)
     assert sum(origin.voxels for origin in origins) == np.count_nonzero(canvas.labels > 0)
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("disco", [0.0, -1.0])
+def test_a_mask_is_that_of_the_plain_loop_and_leaves_no_trace(disco: float, device: str) -> None:
+    image = volume(0)
+    labels = np.zeros(image.shape, np.int32)
+    labels[:, :4] = 3
+    canvas = Canvas(image, labels.copy(), network(device, doubt), FIELD,
+                    FloodOptions(deltas=DELTAS, disco_seed_threshold=disco))
+    plain = plainly(image, labels, network(device, doubt), disco=disco)
+    deleted = 0
+    for seed in [(0, 0, 0), (12, 3, 10), *seeds_of(image)[:40:4]]:  # no room; another object; any
+        mask, (logits, moves) = canvas.segment_at(seed), plain.grow(seed)
+        np.testing.assert_array_equal(mask.logits, logits)
+        assert list(zip(map(tuple, mask.history.tolist()), mask.history_deleted.tolist(), strict=True)) == moves
+        deleted += int(mask.history_deleted.sum())
+    assert deleted > 0
+    np.testing.assert_array_equal(canvas.labels, labels)
+    assert np.isnan(canvas.logits).all()

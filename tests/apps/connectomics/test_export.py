@@ -1,4 +1,4 @@
-"""Export: round trips, coarser scales beside a slow version, skeletons read back, the link, and what is refused."""
+"""Export: round trips, coarser scales beside a slow version, skeletons and meshes read back, links, what is refused."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from apps.connectomics import export
 from apps.connectomics.pyramid import coarser_image, coarser_labels, halved
 from apps.connectomics.volumes import WritableVolume, create_volume, open_volume
 from core.engine.errors import DataError
+from tests.apps.connectomics.surfaces import euler_characteristic, is_closed, read_fragment, volume
 
 APPS = ("apps.connectomics.app:APP",)
 SIZE = (40.0, 10.0, 8.0)
@@ -217,6 +218,29 @@ def test_skeletons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_array_equal(volume.read((0, 0, 0), volume.shape), labels)
 
 
+def test_meshes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.zeros((10, 12, 14), np.uint16)
+    labels[2:5, :8, 5:9], labels[6, 7, 8] = 7, 300
+    said = exported(capsys, written(tmp_path / "in.h5", labels), tmp_path / "seg", "--format", "precomputed",
+                    "--meshes")
+    assert said["exit_code"] == 0 and said["numbers"]["meshes"] == 2, said
+    info = json.loads((tmp_path / "seg/info").read_text())
+    assert info["mesh"] == "mesh" and info["type"] == "segmentation"
+    folder = tmp_path / "seg/mesh"
+    assert json.loads((folder / "info").read_text()) == {"@type": "neuroglancer_legacy_mesh"}
+    assert sorted(path.name for path in (tmp_path / "seg").iterdir()) == ["8_10_40", "info", "mesh"]
+    total = 0
+    for label, low, high in ((7, (2, 0, 5), (5, 8, 9)), (300, (6, 7, 8), (7, 8, 9))):
+        (part,) = json.loads((folder / f"{label}:0").read_text())["fragments"]
+        corners, triangles = read_fragment(folder / part)
+        assert is_closed(triangles) and euler_characteristic(triangles) == 2 and volume(corners, triangles) > 0
+        middle = (corners.min(axis=0) + corners.max(axis=0))[::-1] / 2 / SIZE
+        np.testing.assert_allclose(middle, np.add(low, high) / 2, atol=0.01)  # smoothing pulls along diagonals
+        total += len(triangles)
+    assert len(list(folder.iterdir())) == 5 and said["numbers"]["triangles"] == total
+    np.testing.assert_array_equal(open_volume(f"{tmp_path}/seg").read((0, 0, 0), labels.shape), labels)
+
+
 # TIFF and object stores
 
 
@@ -312,9 +336,11 @@ def test_stores_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     ("v", ["--format", "tiff"], 2, "format cannot be \"tiff\""),
     ("v.zarr", ["--scales", "2"], 2, "--scales is for precomputed volumes: add --format precomputed"),
     ("v.zarr", ["--skeletons"], 2, "--skeletons is for precomputed volumes"),
+    ("v.zarr", ["--meshes"], 2, "--meshes is for precomputed volumes"),
     ("in.h5:other", [], 2, "in.h5 exists; choose another name, or remove it"),
     ("v", ["--format", "precomputed", "--labels"], 3, "holds float32; labels are whole numbers from 0"),
     ("v", ["--format", "precomputed", "--skeletons"], 3, "holds float32; segments have whole numbers"),
+    ("v", ["--format", "precomputed", "--meshes"], 3, "holds float32; segments have whole numbers"),
 ])
 def test_what_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, more: list[str],
                                  code: int, message: str) -> None:
