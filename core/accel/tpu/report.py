@@ -21,6 +21,7 @@ from core.accel.tpu.machine import Machine, machine, names
 from core.accel.tpu.networks import network
 from core.accel.tpu.steps import Estimate, Step
 from core.engine.errors import ConfigError, DeviceError
+from core.engine.graph import Graph
 
 ALIASES = {"inception3": "inception-v3"}
 BATCH = 8
@@ -52,11 +53,24 @@ def report(model: str, chip: str, batch: int | None) -> Report:
     DeviceError
         If the network does not fit the chip.
     """
-    chosen = machine(chip)
     timed, batch = _timed(model, batch)
+    made = _report(f"{model}, batch {batch}", timed, machine(chip))
+    files = dict(made.files)
+    if model in _applications():
+        files["counters.csv"] = _csv([{"row": name, "value": value} for name, value in
+                                      counters(machine(chip), _applications()[model]()).items()])
+    return Report({"batch": batch, **made.numbers}, files)
+
+
+def report_of_graph(name: str, graph: Graph, held: int, chip: str) -> Report:
+    """The report of a graph whose first `held` inputs are weights; raises as `report` does."""
+    return _report(name, lambda other: estimate(graph, other, held), machine(chip))
+
+
+def _report(name: str, timed: Timed, chosen: Machine) -> Report:
     found = timed(chosen)
-    title = f"{model}, batch {batch}, on {chosen.name}"
-    numbers = {"chip": chosen.name, "batch": batch, "milliseconds": 1e3 * found.seconds, "TOPS": found.tops,
+    title = f"{name}, on {chosen.name}"
+    numbers = {"chip": chosen.name, "milliseconds": 1e3 * found.seconds, "TOPS": found.tops,
                "utilisation": found.utilisation, **_percent(found)}
     chips = _chips(timed, chosen)
     rows = [_row(found, step) for step in found.steps]
@@ -67,9 +81,6 @@ def report(model: str, chip: str, batch: int | None) -> Report:
                                       "Steps", "", _text(rows), "Chips", "", _text(chips)])}
     if chosen.links is not None:
         files["pods.csv"] = _csv(list(_pods(found)))
-    if model in _applications():
-        files["counters.csv"] = _csv([{"row": name, "value": value} for name, value in
-                                      counters(chosen, _applications()[model]()).items()])
     return Report(numbers, files)
 
 
