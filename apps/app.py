@@ -15,7 +15,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from core.engine.errors import ConfigError, compose
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from core.engine.run import RunDirectory
 
 APPS = ("apps.molecules.app:APP", "apps.connectomics.app:APP")
 """Dotted paths of the records of all apps."""
@@ -71,6 +73,8 @@ class App:
     predict : ``(run, config, input, out: Path, refused)``, writes the file `out`, gives a `Report`
     sample : ``(out: Path)``, writes a small data set to a folder, gives a `Report`
     extra : further commands by name: ``(input, out: Path, refused)``, give a `Report`
+    quantisable : dotted path of ``(run, config, data, refused)``, gives a `Quantisable`; data is empty for the held-out
+        part of the run's own. Without it the models of the app have no form of fewer bits.
     """
 
     name: str
@@ -83,6 +87,27 @@ class App:
     predict: Command
     sample: Command
     extra: Mapping[str, Command] = field(default_factory=dict)
+    quantisable: str = ""
+
+
+@dataclass(frozen=True)
+class Quantisable:
+    """What ``quantize``, and a report of a chip, need to know of a trained model.
+
+    Attributes
+    ----------
+    model : tree of modules
+    call : ``(model, batch)``, pure
+    batches : of data that the model may be calibrated on, not of those that it is measured on if there are others
+    score : from a model to its metrics on the data that it is measured on
+    save : writes a model of any precision into a run
+    """
+
+    model: Any
+    call: Callable[[Any, Any], Any]
+    batches: Sequence[Any]
+    score: Callable[[Any], Mapping[str, float]]
+    save: Callable[[RunDirectory, Any], None]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apps.app import App, Command, Report, config_values, dump_config, load, load_config
+from apps.app import App, Command, Quantisable, Report, apps, config_values, dump_config, load, load_config
 from apps.progress import LOGGER, display
 from core.engine.errors import ConfigError, DataError, compose
 
@@ -135,6 +136,25 @@ def predict(app: App, run_path: Path, source: str, out: Path, given: Mapping[str
     return _convert(app.predict, source, out, given, run=run, config=load_config(load(app.config), run.config_path))
 
 
+def quantize(app: App, run_path: Path, data: Sequence[Path], out: Path, bits: int, *, words: Sequence[str]) -> Outcome:
+    """Turn a run into one of few bits, a run like any other; see `apps.quantizing`.
+
+    Parameters
+    ----------
+    data : what to measure on; empty for the held-out part of the run's own
+    words : the command line, for the record
+    """
+    from apps.quantizing import quantize
+    from core.engine.refusals import Refusals
+    from core.engine.run import RunDirectory
+
+    _check_inputs(data)
+    _check_place(out)
+    with Refusals(out.with_name(f"{out.name}.refused.csv")) as refused:
+        report = quantize(app, RunDirectory.open(run_path), tuple(data), out, bits, refused, words)
+    return Outcome(report.numbers, out, refused.count, refused.path)
+
+
 def extra(command: Command, source: str, out: Path | str, given: Mapping[str, Any]) -> Outcome:
     """A command of an app's own; `out` is a text if it may be an address."""
     if isinstance(out, Path):
@@ -153,8 +173,7 @@ def _convert(command: Command, source: str, out: Path, given: Mapping[str, Any],
 
     if not command.addresses:
         _check_inputs([Path(source)])
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out} lies in a folder that does not exist")
+    _check_place(out)
     with Refusals(_refusals_beside(out)) as refused:
         report = _call(command, given, input=source if command.addresses else Path(source), out=out, refused=refused,
                        **arguments)
@@ -179,6 +198,11 @@ def _check_inputs(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise DataError(f"there is no file or folder {path}")
+
+
+def _check_place(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out} lies in a folder that does not exist")
 
 
 def demo(out: Path | None) -> Outcome:
@@ -231,16 +255,44 @@ def accel_topology(path: Path, array: str, dataflow: str, mode: str, chip: str) 
     return Outcome({}, record=topology.topology(path, array, dataflow, mode, chip))
 
 
-def accel_report(model: str, chip: str, batch: int | None, out: Path) -> Outcome:
-    """Tables and pictures of a network on an emulated chip, in a folder."""
+def accel_report(model: str, chip: str, batch: int | None, data: Sequence[Path], out: Path) -> Outcome:
+    """Tables and pictures of a network, or of the model of a run, on an emulated chip, in a folder.
+
+    Parameters
+    ----------
+    data : of which a batch is taken for a run; empty for the held-out part of its own
+    """
     from core.engine.checkpoint import written_whole
 
-    found = importlib.import_module("core.accel.tpu.report").report(model, chip, batch)
+    report = importlib.import_module("core.accel.tpu.report")
+    if not (Path(model) / "run.json").exists():
+        found = report.report(model, chip, batch)
+    elif batch is not None:
+        raise ConfigError("--batch is for named networks; a run's batches are those of its data")
+    else:
+        found = report.report_of_graph(*_graph_of_run(Path(model), data), chip)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in found.files.items():
         with written_whole(out / name, "w") as file:
             file.write(text)
     return Outcome(found.numbers, out)
+
+
+def _graph_of_run(path: Path, data: Sequence[Path]) -> tuple[str, Any, int]:
+    """Name and graph of the model of a run on its first batch, and how many of the inputs are weights."""
+    from core.engine import tree
+    from core.engine.jit import close, jit
+    from core.engine.refusals import Refusals
+    from core.engine.run import RunDirectory
+
+    _check_inputs(data)
+    run = RunDirectory.open(path)
+    app = next(app for app in apps() if app.name == run.record["app"])
+    with tempfile.TemporaryDirectory() as folder, Refusals(Path(folder) / "refused.csv") as refused:
+        subject: Quantisable = load(app.quantisable)(
+            run=run, config=load_config(load(app.config), run.config_path), data=tuple(data), refused=refused)
+    graph = close(jit(subject.call).trace(subject.model, subject.batches[0]))
+    return f"{app.name} {path.name}", graph, len(tree.leaves(subject.model))
 
 
 def bench(words: Sequence[str], peers: Path | None, quick: bool, resume: bool) -> int:

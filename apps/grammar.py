@@ -33,7 +33,7 @@ def grammar(words: Sequence[str], apps: Iterable[App]) -> cyclopts.App:
         branch = cyclopts.App(app.name, help=f"{app.title}: {app.summary}")
         if app.name in words:
             _add_training(branch, app, words)
-            _add_others(branch, app)
+            _add_others(branch, app, words)
         root.command(branch)
     _add(root, "demo", "Run the main job end to end, on input that comes along.",
          [_option("out", Path | None, "folder for what it makes", None), _json()],
@@ -65,10 +65,13 @@ def _accel() -> cyclopts.App:
         lambda given, _: commands.accel_topology(given["file"], given["array"], given["dataflow"], given["mode"],
                                                  given["chip"]))
     _add(branch, "report", "Write the steps of a network on a chip, their plots, and other chips beside it.", [
-        _positional("model", str, "resnet50, inception3, unet-2d, unet-3d, ffn, mlp0, mlp1, lstm0, lstm1, cnn0, cnn1"),
+        _positional("model", str, "directory of a run, or resnet50, inception3, unet-2d, unet-3d, ffn, mlp0, mlp1, "
+                                  "lstm0, lstm1, cnn0, cnn1"),
+        _data("files or folders of which a run sees a batch, instead of the held-out part of its own", required=False),
         chip, _option("batch", int | None, "items at a time; 8, or as published, if not given", None),
         _option("out", Path, "folder to write to"), _json()],
-        lambda given, _: commands.accel_report(given["model"], given["chip"], given["batch"], given["out"]))
+        lambda given, _: commands.accel_report(given["model"], given["chip"], given["batch"], given.get("data", ()),
+                                               given["out"]))
     return branch
 
 
@@ -94,7 +97,7 @@ def _add_training(branch: cyclopts.App, app: App, words: Sequence[str]) -> None:
         _json()], train, settings(load(app.config)))
 
 
-def _add_others(branch: cyclopts.App, app: App) -> None:
+def _add_others(branch: cyclopts.App, app: App, words: Sequence[str]) -> None:
     run = _positional("run", Path, "directory of a run")
     _add(branch, "evaluate", app.evaluate.summary,
          [run, _data(), _option("out", Path | None, "folder of the report; else RUN/evaluation", None), _json()],
@@ -104,6 +107,13 @@ def _add_others(branch: cyclopts.App, app: App) -> None:
          [run, _source(app.predict), _option("out", Path, "file to write"), _json()],
          lambda given, values: commands.predict(app, given["run"], given["input"], given["out"], values),
          _own(app.predict))
+    if app.quantisable:
+        _add(branch, "quantize", "turn a run into one whose weights have few bits, and measure both", [
+            run, _data("files or folders to measure on, instead of the held-out part of the run's own", required=False),
+            _option("out", Path, "directory of the new run, new or empty"),
+            _option("bits", int, "of a weight: 8, 4, 2 (ternary) or 1; activations have 8", 8), _json()],
+            lambda given, _: commands.quantize(app, given["run"], given.get("data", ()), given["out"], given["bits"],
+                                               words=["tilework", *words]))
     _add(branch, "sample", app.sample.summary, [_option("out", Path, "folder to write to"), _json()],
          lambda given, values: commands.sample(app, given["out"], values), _own(app.sample))
     for name, command in app.extra.items():
@@ -146,8 +156,8 @@ def _positional(name: str, kind: Any, help: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=Annotated[kind, Parameter(help=help)])
 
 
-def _data() -> inspect.Parameter:
-    hint = Annotated[Path, Parameter(help="files or folders in the app's formats", required=True)]
+def _data(help: str = "files or folders in the app's formats", required: bool = True) -> inspect.Parameter:
+    hint = Annotated[Path, Parameter(help=help, required=required)]
     return inspect.Parameter("data", inspect.Parameter.VAR_POSITIONAL, annotation=hint)
 
 

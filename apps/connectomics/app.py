@@ -42,4 +42,5 @@ APP = App(
         "export": Command("apps.connectomics.export:export", "copy a volume into another format",
                           settings="apps.connectomics.config:ExportSettings", addresses=True, stores=True),
     },
+    quantisable="apps.connectomics.quantisable:quantisable",
 )

@@ -5,11 +5,13 @@ Invariant: every score names its mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.app import Report
 from apps.connectomics.agreement import ContingencyTable
@@ -17,6 +19,7 @@ from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
 from apps.connectomics.scoring import agreement_rows
 from apps.connectomics.segment import fill, policy_seeds, program_of
 from apps.connectomics.train import labelled
+from core.engine.jit import Program
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
 
@@ -24,13 +27,18 @@ from core.engine.run import RunDirectory
 def evaluate(run: RunDirectory, config: ConnectomicsConfig, data: tuple[Path, ...], out: Path, refused: Refusals,
              settings: EvaluateSettings) -> Report:
     """Segment a part of each volume and compare it with its labels; tables of all volumes are added up."""
+    return measured(lambda image: program_of(run, config, settings.precision, image), config, data, settings)
+
+
+def measured(program_for: Callable[[NDArray[np.float32]], Program], config: ConnectomicsConfig, data: tuple[Path, ...],
+             settings: EvaluateSettings) -> Report:
+    """See `evaluate`; the program for an image is that of `program_of`."""
     table, objects, moves = ContingencyTable.empty(), 0, 0
     middles: dict[str, Any] = {}
     for number, path in enumerate(data):
         volume = labelled(path, replace(config, begin=settings.begin, end=settings.end))
         nothing = np.zeros(volume.image.shape, np.int32)
-        program = program_of(run, config, settings.precision, volume.image)
-        canvas, origins = fill(volume.image, nothing, program, config, settings,
+        canvas, origins = fill(volume.image, nothing, program_for(volume.image), config, settings,
                                policy_seeds(volume.image, nothing, config, settings))
         found = np.maximum(canvas.labels, 0)
         table += ContingencyTable.of(found, volume.labels)

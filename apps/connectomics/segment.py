@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 from apps.app import Report, load_config
 from apps.connectomics.blocks import triple
-from apps.connectomics.canvas import Canvas, FloodOptions, Origin, logit
+from apps.connectomics.canvas import Canvas, FloodOptions, Origin
 from apps.connectomics.config import ConnectomicsConfig, FloodSettings, MaskSettings, SegmentSettings
 from apps.connectomics.model import FloodFillingNetwork
-from apps.connectomics.quantisation import largest_activations, quantised
+from apps.connectomics.quantisation import quantised
 from apps.connectomics.seeds import POLICIES, Given, Seeds, within
 from apps.connectomics.segmentations import ORIGIN, read_origins, written_segmentation
 from apps.connectomics.volumes import Volume, open_volume
 from apps.progress import LOGGER
 from core.engine import random, tree
 from core.engine.array import Array
-from core.engine.errors import DataError, compose
+from core.engine.errors import ConfigError, DataError, compose
 from core.engine.jit import Program, jit
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
@@ -112,13 +112,20 @@ def program_of(run: RunDirectory, config: ConnectomicsConfig, precision: str,
     image : f32[z, y, x], normalised, whose activations are to fit into 8 bits; for int8 alone
     """
     network = run.load_model(FloodFillingNetwork.init(random.key(0), config.depth, config.features))
+    if run.is_quantised and precision != "f32":
+        raise ConfigError(compose(f"{run.path} has weights of few bits already", [
+            ("found", f"--precision {precision}"),
+            ("hint", f"leave --precision out, or use the run that it was made from, {run.record['origin']['run']}")]))
     if precision == "bf16":
         network = tree.map(lambda leaf: leaf.astype(precision), network)
     elif precision == "int8":
         assert image is not None
-        largest = largest_activations(network, image, triple(config.field_of_view), logit(config.init_activation),
-                                      logit(config.pad_value), config.device)
-        network = quantised(network, largest.tolist())
+        network = quantised(network, image, config)
+    return bound(network, config)
+
+
+def bound(network: FloodFillingNetwork, config: ConnectomicsConfig) -> Program:
+    """A network of any precision, as `program_of` gives it."""
     return jit(_apply, device=config.device).bind(network)
 
 

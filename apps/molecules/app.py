@@ -25,4 +25,5 @@ APP = App(
                            "draw what each atom adds to the predictions for a file of molecules",
                            settings="apps.molecules.config:ExplainSettings"),
     },
+    quantisable="apps.molecules.quantisable:quantisable",
 )

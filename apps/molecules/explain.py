@@ -42,6 +42,9 @@ def explain(input: Path, out: Path, refused: Refusals, settings: ExplainSettings
     """Write an HTML page with a drawing for each molecule of a file, at most `LARGEST_LISTED`."""
     run = RunDirectory.open(settings.run)
     config: MoleculesConfig = load_config(MoleculesConfig, run.config_path)
+    if run.is_quantised:
+        raise DataError(f"{run.path} computes in whole numbers, which have no gradient; explain the run that it was "
+                        f"made from, {run.record['origin']['run']}")
     trained = Trained.load(run, config.device)
     index = target_index(trained, settings.target)
     explainer = Explainer(trained, index)

@@ -25,7 +25,6 @@ from core.engine.nn import (
     GatedUpdate,
     Linear,
     Set2Set,
-    edge_messages,
     typed_messages,
 )
 from core.engine.nn.activation import Activation, relu
@@ -126,7 +125,7 @@ class EdgeEncoder(Module):
         # One more and one less: where there is no edge the sender is -1, which is no atom.
         senders = ops.gather(as_array(batch.source) + 1, batch.arriving, axis=0) - 1
         for _ in range(self.depth):
-            messages = edge_messages(states, self.edge_network.matrices, coefficients, senders)
+            messages = self.edge_network.messages(states, coefficients, senders)
             states = self.update(states, messages)
         return self.readout(states, as_array(batch.molecule), batch.weights.shape[0])
 

@@ -23,6 +23,7 @@ from core.engine.errors import CheckpointError
 from core.engine.jit import jit
 from core.engine.module import Module, register_dataclass, static
 from core.engine.nn import MLP, activation
+from core.engine.precision import as_saved
 from core.engine.run import RunDirectory
 
 register_dataclass(Batch)
@@ -228,7 +229,7 @@ class Trained:
             raise CheckpointError(f"{run.path} has no model yet ({run.status}); train it to the end first")
         arrays, metadata = checkpoint.load(run.model_path)
         description = Description.parse(metadata, str(run.model_path))
-        like = skeleton(description)
+        like = as_saved(skeleton(description), arrays)
         return cls(description, checkpoint.tree_of(arrays, like, source=str(run.model_path)), device)
 
     def save(self, run: RunDirectory) -> None:

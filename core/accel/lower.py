@@ -15,8 +15,8 @@ import numpy as np
 from core.accel import slices
 from core.accel.chips import host
 from core.accel.epilogue import ElementwiseEpilogue
+from core.accel.kernels import bits, gemm, index, narrow, segment, window
 from core.accel.kernels import conv as conv_kernels
-from core.accel.kernels import gemm, index, narrow, segment, window
 from core.accel.loops import copy_step, steps_of_node
 from core.accel.passes.fuse import Node, fuse
 from core.accel.scans import scan_steps
@@ -211,7 +211,8 @@ _NUMBERS = {dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64}
 _KERNEL_TYPES: dict[str, set[DType]] = {
     "dot": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
     "conv": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
-    "conv_dw": {dtypes.float32, dtypes.float64, dtypes.bfloat16}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL)}
+    "conv_dw": {dtypes.float32, dtypes.float64, dtypes.bfloat16}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL),
+    "bit_dot": {dtypes.uint8}}
 
 
 def has_kernel(equation: Equation) -> bool:
@@ -379,6 +380,11 @@ def _lower_argreduce(lowering: Lowering, equation: Equation) -> None:
     lowering.add(window.argreduce(x, lowering.fresh(equation.outputs[0]), **equation.params))
 
 
+def _lower_bit_dot(lowering: Lowering, equation: Equation) -> None:
+    a, b = (lowering.solid(value) for value in equation.inputs)
+    lowering.add(bits.bit_dot(a, b, lowering.fresh(equation.outputs[0]), **equation.params))
+
+
 def _lower_pad(lowering: Lowering, equation: Equation) -> None:
     low, interior = equation.params["low"], equation.params["interior"]
     x, value = (lowering.view(value) for value in equation.inputs)
@@ -432,6 +438,6 @@ KERNELS: dict[str, Callable[[Lowering, Any], None]] = {
     "conv_dw": _lower_conv_dw, "gather": _lower_gather, "scatter_add": _lower_scatter_add,
     "segment_reduce": _lower_segment_reduce, "sort": _lower_sort, "window": _lower_window,
     "window_grad": _lower_window_grad, "cumsum": _lower_cumsum, "argreduce": _lower_argreduce, "pad": _lower_pad,
-    "concat": _lower_concat, "scan": _lower_scan,
+    "concat": _lower_concat, "scan": _lower_scan, "bit_dot": _lower_bit_dot,
 }
 """Other ops with kernels of their own; an op that is missing here runs on the host."""

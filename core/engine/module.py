@@ -88,6 +88,34 @@ def parameters(module: Any) -> dict[str, Array]:
     return dict(zip(tree.paths(structure), leaves, strict=True))
 
 
+def map_modules(function: Callable[[str, Module], Any | None], node: Any, path: str = "") -> Any:
+    """A tree with some of its modules replaced.
+
+    Parameters
+    ----------
+    function : from the dotted path of a module and the module itself to what takes its place, which is not looked into;
+        or to None, which keeps it and goes on inside
+    """
+    if isinstance(node, Module):
+        found = function(path, node)
+        if found is not None:
+            return found
+        children = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)  # type: ignore[arg-type]
+                    if not field.metadata.get("static")}
+        return replace(node, **{name: map_modules(function, child, joined(path, name))
+                                for name, child in children.items()})
+    if isinstance(node, tuple | list):
+        return type(node)(map_modules(function, child, joined(path, str(index))) for index, child in enumerate(node))
+    if isinstance(node, dict):
+        return {name: map_modules(function, child, joined(path, str(name))) for name, child in node.items()}
+    return node
+
+
+def joined(path: str, name: str) -> str:
+    """The dotted path of a child."""
+    return f"{path}.{name}" if path else name
+
+
 def replace(module: Any, **fields: Any) -> Any:
     """The module with some fields replaced."""
     return dataclasses.replace(module, **fields)

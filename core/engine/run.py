@@ -27,6 +27,7 @@ from core.engine import checkpoint
 from core.engine.array import Array
 from core.engine.checkpoint import written_whole
 from core.engine.errors import CheckpointError, ConfigError, DataError, TileworkError, compose
+from core.engine.precision import as_saved
 from core.engine.provenance import describe, fingerprint, machine, versions
 
 _RECORD, _CONFIG, _LOCK = "run.json", "config.toml", ".lock"
@@ -70,7 +71,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path | str, *, app: str, command: Sequence[str], config: Mapping[str, Any], config_text: str,
-               data: Sequence[Path] = ()) -> RunDirectory:
+               data: Sequence[Path] = (), origin: Mapping[str, Any] | None = None) -> RunDirectory:
         """A new run in a new or empty directory, locked for this process.
 
         Parameters
@@ -80,6 +81,7 @@ class RunDirectory:
         config : all settings, the seed among them
         config_text : the same as TOML
         data : input files and folders, whose fingerprints are recorded
+        origin : how it was made from another run, for the record
 
         Raises
         ------
@@ -90,12 +92,13 @@ class RunDirectory:
         """
         path = Path(path)
         fingerprints = [fingerprint(item) for item in data]
-        _refuse_foreign(path)
+        check_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
         _remove_parts(path)
         record = {"app": app, "command": list(command), "config": dict(config), "data": fingerprints,
-                  "versions": versions(), "machine": machine(), "started": _now(), "resumed": 0}
+                  "versions": versions(), "machine": machine(), "started": _now(), "resumed": 0,
+                  **({"origin": dict(origin)} if origin else {})}
         with written_whole(path / _CONFIG, "w") as file:
             file.write(config_text)
         (path / "report").mkdir(exist_ok=True)
@@ -189,6 +192,11 @@ class RunDirectory:
         """Whether the training should end at the next step."""
         return self._stop.is_set()
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it was made from another run by giving weights fewer bits."""
+        return "bits" in self.record.get("origin", {})
+
     def request_stop(self) -> None:
         """Ask the training to end at the next step, with a checkpoint."""
         self._stop.set()
@@ -241,8 +249,9 @@ class RunDirectory:
         checkpoint.save_tree(self.model_path, model, metadata)
 
     def load_model(self, like: Any) -> Any:
-        """The trained model, of the structure of `like`; raises `CheckpointError` as `checkpoint.load_tree`."""
-        return checkpoint.load_tree(self.model_path, like)
+        """The trained model, of the structure of `like` or its quantised form; raises as `checkpoint.tree_of`."""
+        arrays, _ = checkpoint.load(self.model_path)
+        return checkpoint.tree_of(arrays, as_saved(like, arrays), source=str(self.model_path))
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """One more line of ``metrics.jsonl``."""
@@ -328,7 +337,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _refuse_foreign(path: Path) -> None:
+def check_vacant(path: Path) -> None:
+    """Raise `ConfigError` if a directory for a new run holds anything else, or a run."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--out {path} is a file; a run needs a directory")
     if (path / _RECORD).exists():

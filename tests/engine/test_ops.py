@@ -14,7 +14,7 @@ from core.engine.testing import check_grads
 SAMPLED = [op for op in TABLE.values() if op.samples()]
 WITHOUT_SAMPLES = {"scan", "call", "custom_call"}
 """Ops whose parameters hold graphs or functions; test_grad and test_jit try them."""
-STEPS = {"floor", "round", "compare", "and", "or", "not", "iota", "argreduce", "random_bits"}
+STEPS = {"floor", "round", "compare", "and", "or", "not", "iota", "argreduce", "random_bits", "bit_dot"}
 """Ops whose derivative is zero everywhere it exists, or that have none."""
 
 

@@ -30,7 +30,7 @@ class _Narrowing:
     def add(self, equation: Equation) -> None:
         if equation.op.name == "scan":
             equation = replace(equation, params={**equation.params, "body": read_narrow(equation.params["body"])})
-        elif equation.op.family == "contract" and _takes_narrow(equation):
+        elif _is_product(equation) and _takes_narrow(equation):
             first, second = map(self.source, equation.inputs)
             if first is not None and second is not None:
                 equation = replace(equation, inputs=(first, second))
@@ -56,6 +56,11 @@ class _Narrowing:
         looked = Value(Aval(dtypes.bfloat16, value.aval.shape))
         self.equations.append(replace(maker, inputs=(before,), outputs=(looked,)))
         return looked
+
+
+def _is_product(equation: Equation) -> bool:
+    """Whether an equation multiplies and sums float32 numbers."""
+    return equation.op.family == "contract" and equation.outputs[0].aval.dtype is dtypes.float32
 
 
 def _takes_narrow(product: Equation) -> bool:

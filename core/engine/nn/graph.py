@@ -53,8 +53,17 @@ class EdgeNetwork(Module):
 
     def __call__(self, edges: Array) -> Array:
         """The coefficients g : f32[..., k], from edges : f32[..., feature]."""
-        hidden = self.hidden.activation(self.hidden(edges))
-        return concatenate([hidden, ones((*hidden.shape[:-1], 1), hidden.dtype)], axis=-1)
+        return edge_coefficients(self.hidden, edges)
+
+    def messages(self, atoms: Array, coefficients: Array, senders: Array) -> Array:
+        """See `edge_messages`."""
+        return edge_messages(atoms, self.matrices, coefficients, senders)
+
+
+def edge_coefficients(network: MLP, edges: Array) -> Array:
+    """g : f32[..., k], the last hidden numbers of a network on edges : f32[..., feature], and a 1."""
+    hidden = network.activation(network(edges))
+    return concatenate([hidden, ones((*hidden.shape[:-1], 1), hidden.dtype)], axis=-1)
 
 
 def edge_messages(atoms: Array, matrices: Array, coefficients: Array, senders: Array) -> Array:
@@ -73,8 +82,13 @@ def edge_messages(atoms: Array, matrices: Array, coefficients: Array, senders: A
     -------
     f32[atom, d]
     """
+    return outer_sums(atoms, coefficients, senders) @ matrices.reshape(-1, matrices.shape[-1])
+
+
+def outer_sums(atoms: Array, coefficients: Array, senders: Array) -> Array:
+    """f32[atom, k * d], the outer products of g(e) and h_sender summed over the edges that end at each atom."""
     summed = dot(coefficients, gather(atoms, senders, axis=0), contract=((1,), (1,)), batch=((0,), (0,)))
-    return summed.reshape(atoms.shape[0], -1) @ matrices.reshape(-1, matrices.shape[-1])
+    return summed.reshape(atoms.shape[0], -1)
 
 
 def typed_messages(atoms: Array, matrices: Array, kind: Array, source: Array, target: Array) -> Array:

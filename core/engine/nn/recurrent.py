@@ -30,6 +30,22 @@ def _gates(x: Array, count: int) -> list[Array]:
     return [x[..., number * width:(number + 1) * width] for number in range(count)]
 
 
+def lstm_step(projected: Array, recurred: Array, cell: Array) -> LSTMState:
+    """The next state of an `LSTMCell`, from the projections f32[batch, 4 * hidden] of input and hidden state."""
+    i, f, g, o = (x + h for x, h in zip(_gates(projected, 4), _gates(recurred, 4), strict=True))
+    cell = logistic(f) * cell + logistic(i) * tanh(g)
+    return logistic(o) * tanh(cell), cell
+
+
+def gru_step(projected: Array, recurred: Array, state: Array) -> Array:
+    """The next state of a `GRUCell`, from the projections f32[batch, 3 * hidden] of input and hidden state."""
+    x_r, x_z, x_n = _gates(projected, 3)
+    h_r, h_z, h_n = _gates(recurred, 3)
+    reset, keep = logistic(x_r + h_r), logistic(x_z + h_z)
+    new = tanh(x_n + reset * h_n)
+    return new + keep * (state - new)
+
+
 class LSTMCell(Module):
     """One step of long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
@@ -72,9 +88,7 @@ class LSTMCell(Module):
     def advance(self, projected: Array, state: LSTMState) -> LSTMState:
         """The next state, from a projected input."""
         hidden, cell = state
-        i, f, g, o = (x + h for x, h in zip(_gates(projected, 4), _gates(hidden @ self.weight_hidden, 4), strict=True))
-        cell = logistic(f) * cell + logistic(i) * tanh(g)
-        return logistic(o) * tanh(cell), cell
+        return lstm_step(projected, hidden @ self.weight_hidden, cell)
 
 
 class GRUCell(Module):
@@ -118,11 +132,7 @@ class GRUCell(Module):
 
     def advance(self, projected: Array, state: Array) -> Array:
         """The next state, from a projected input."""
-        x_r, x_z, x_n = _gates(projected, 3)
-        h_r, h_z, h_n = _gates(state @ self.weight_hidden + self.bias_hidden, 3)
-        reset, keep = logistic(x_r + h_r), logistic(x_z + h_z)
-        new = tanh(x_n + reset * h_n)
-        return new + keep * (state - new)
+        return gru_step(projected, state @ self.weight_hidden + self.bias_hidden, state)
 
 
 class LSTM(Module):

@@ -1,6 +1,6 @@
 """The op table and the functions written with it; `TABLE` lists the records."""
 
-from core.engine.ops.contract import conv, conv_dw, dot, matmul, mirror
+from core.engine.ops.contract import bit_dot, conv, conv_dw, dot, matmul, mirror
 from core.engine.ops.control import all_reduce, call, custom_call, scan
 from core.engine.ops.elementwise import (
     abs,
@@ -68,12 +68,12 @@ from core.engine.ops.shape import (
 from core.engine.ops.table import TABLE, Op
 
 __all__ = [
-    "TABLE", "Op", "abs", "add", "all_reduce", "amax", "amin", "arange", "argmax", "argreduce", "broadcast",
-    "broadcast_to", "call", "compare", "concat", "concatenate", "conv", "conv_dw", "convert", "cumsum", "custom_call",
-    "div", "dot", "dynamic_slice", "dynamic_update", "erf", "exp", "expand", "floor", "full", "full_like", "gather",
-    "index", "iota", "log", "log1p", "logical_and", "logical_not", "logical_or", "logistic", "matmul", "maximum",
-    "mean", "minimum", "mirror", "moveaxis", "mul", "neg", "one_hot", "ones", "pad", "pow", "random_bits", "reduce",
-    "reshape", "round", "scan", "scatter_add", "segment_mean", "segment_reduce", "segment_softmax", "segment_sum",
-    "select", "sin", "slice", "sort", "sqrt", "stack", "sub", "sum", "take_along", "take_range", "tanh", "transpose",
-    "window", "window_grad", "zeros",
+    "TABLE", "Op", "abs", "add", "all_reduce", "amax", "amin", "arange", "argmax", "argreduce", "bit_dot",
+    "broadcast", "broadcast_to", "call", "compare", "concat", "concatenate", "conv", "conv_dw", "convert", "cumsum",
+    "custom_call", "div", "dot", "dynamic_slice", "dynamic_update", "erf", "exp", "expand", "floor", "full",
+    "full_like", "gather", "index", "iota", "log", "log1p", "logical_and", "logical_not", "logical_or", "logistic",
+    "matmul", "maximum", "mean", "minimum", "mirror", "moveaxis", "mul", "neg", "one_hot", "ones", "pad", "pow",
+    "random_bits", "reduce", "reshape", "round", "scan", "scatter_add", "segment_mean", "segment_reduce",
+    "segment_softmax", "segment_sum", "select", "sin", "slice", "sort", "sqrt", "stack", "sub", "sum", "take_along",
+    "take_range", "tanh", "transpose", "window", "window_grad", "zeros",
 ]

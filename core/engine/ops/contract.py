@@ -303,3 +303,35 @@ conv_dw: Op = register(Op(
     "conv_dw", "contract", _conv_dw_shape, _conv_dw_numpy, _conv_dw_grad, _conv_dw_flops,
     _conv_dw_samples, lambda x, ct: (as_array(x), as_array(ct)),
     doc="Gradient of conv with respect to its kernel."))
+
+
+# --- bit_dot ---------------------------------------------------------------------------------------------------------
+
+_MEETINGS = {"and": np.bitwise_and, "xor": np.bitwise_xor}
+
+
+def _bit_dot_shape(a: Aval, b: Aval, *, kind: str) -> Aval:
+    require(a.ndim == b.ndim == 2 and a.dtype is b.dtype is dtypes.uint8 and a.shape[1] == b.shape[1], "bit_dot",
+            "u8[m, byte] and u8[n, byte] of as many bytes", "pack the bits of a row into bytes", a=a, b=b)
+    require(kind in _MEETINGS, "bit_dot", f"kind is one of {' '.join(_MEETINGS)}", kind=kind)
+    return Aval(dtypes.int32, (a.shape[0], b.shape[0]))
+
+
+def _bit_dot_numpy(a: Any, b: Any, *, kind: str) -> Any:
+    if not a.size or not b.size:
+        return np.zeros((len(a), len(b)), np.int32)
+    # Row by row, so that no array of m x n x byte exists.
+    return np.stack([np.bitwise_count(_MEETINGS[kind](row, b)).sum(1, dtype=np.int32) for row in a])
+
+
+def _bit_dot_samples() -> list[Sample]:
+    generator = np.random.default_rng(5)
+    return [Sample((generator.integers(0, 256, (rows, count)).astype(np.uint8),
+                    generator.integers(0, 256, (columns, count)).astype(np.uint8)), {"kind": kind})
+            for kind in _MEETINGS for rows, columns, count in ((3, 4, 16), (1, 7, 1), (5, 2, 43), (2, 3, 0))]
+
+
+bit_dot: Op = register(Op(
+    "bit_dot", "contract", _bit_dot_shape, _bit_dot_numpy, None,
+    lambda inputs, outputs, params: 16 * outputs[0].size * inputs[0].shape[1], _bit_dot_samples, _operands,
+    doc="How many bits are set in both of two rows (and), or in one of them (xor)."))

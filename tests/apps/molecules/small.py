@@ -50,8 +50,13 @@ class Outcome:
 
 def molecules(*words: object) -> Outcome:
     """Run ``tilework molecules`` in this process."""
+    return tilework("molecules", *words)
+
+
+def tilework(*words: object) -> Outcome:
+    """Run a command in this process."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = main(["molecules", *map(str, words)])
+        code = main([*map(str, words)])
     return Outcome(int(code), out.getvalue(), err.getvalue())
 
 
