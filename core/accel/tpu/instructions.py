@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from core.accel.tpu.machine import Machine
 from core.engine.errors import DeviceError
 
 NBYTES = 12
@@ -35,10 +36,17 @@ class Memories:
     fifo_tiles : tiles of `array` x `array` weights that may wait in front of the matrix unit
     """
 
-    array: int = 256
-    buffer_rows: int = (24 << 20) // 256
-    accumulator_rows: int = 4096
-    fifo_tiles: int = 4
+    array: int
+    buffer_rows: int
+    accumulator_rows: int
+    fifo_tiles: int
+
+    @classmethod
+    def of(cls, machine: Machine) -> Memories:
+        """Those of a chip of one square array with accumulators."""
+        array = machine.array.rows
+        assert machine.accumulator_rows and machine.arrays == 1 and machine.array.columns == array
+        return cls(array, machine.buffer.capacity // array, machine.accumulator_rows, machine.memory.fifo_tiles)
 
 
 class Function(enum.IntEnum):

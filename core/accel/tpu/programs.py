@@ -31,10 +31,11 @@ from core.accel.tpu.instructions import (
     WriteHostMemory,
     listing,
 )
+from core.accel.tpu.machine import machine
 from core.accel.tpu.requantisation import multiplier
 from core.engine.errors import DeviceError
 
-V1 = Memories()
+V1 = Memories.of(machine("tpu-v1"))
 
 
 @dataclass(frozen=True)

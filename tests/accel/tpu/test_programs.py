@@ -132,7 +132,7 @@ def test_random_networks(array, accumulators, seed):
     widths = [int(width) for width in numbers.integers(1, 30, numbers.integers(2, 5))]
     rows = int(numbers.integers(1, 20))
     layers = network(numbers, widths)
-    program = compile_dense(layers, rows, Memories(array, 400, accumulators))
+    program = compile_dense(layers, rows, Memories(array, 400, accumulators, 4))
     x = numbers.integers(0, 256, (rows, widths[0]), np.uint8).view(program.input.dtype)
     found = simulate(program, x)
     wanted = expected(layers, x)
@@ -153,7 +153,7 @@ def test_a_network_on_the_whole_chip():
 
 def test_the_text_of_a_program():
     layer = Dense(np.ones((4, 6), np.int8), np.zeros(6, np.int32), np.ones(6), Function.RELU)
-    assert str(compile_dense([layer], 3, Memories(4, 100, 8))).splitlines() == [
+    assert str(compile_dense([layer], 3, Memories(4, 100, 8, 4))).splitlines() == [
         "   0  Read_Host_Memory   buffer 0, rows 3, host 0",
         "   1  Synchronise",
         "   2  Read_Weights       count 2, tile 0",
@@ -169,7 +169,7 @@ def test_the_text_of_a_program():
 
 def test_sums_wrap_around():
     layer = Dense(np.full((4, 1), 127, np.int8), np.array([2**31 - 1], np.int32), np.array([2.0**-24]))
-    assert simulate(compile_dense([layer], 1, Memories(4, 100, 8)), np.full((1, 4), 127, np.int8)).item() == -128
+    assert simulate(compile_dense([layer], 1, Memories(4, 100, 8, 4)), np.full((1, 4), 127, np.int8)).item() == -128
 
 
 def test_a_convolution_in_passes():
@@ -182,7 +182,7 @@ def test_a_convolution_in_passes():
     stream = [ReadHostMemory(0, 42, 0), Synchronise()]
     for number, tap in enumerate(taps):
         stream += [ReadWeights(1, number), tap]
-    chip = Simulator(Memories(4, 100, 64), kernel.reshape(9, 4, 4), (), image.reshape(-1).view(np.uint8))
+    chip = Simulator(Memories(4, 100, 64, 4), kernel.reshape(9, 4, 4), (), image.reshape(-1).view(np.uint8))
     chip.run((*stream, Halt()))
     wanted = sum(image[row:row + 4, column:column + 5].astype(int) @ kernel[row, column]
                  for row in range(3) for column in range(3))
@@ -227,7 +227,7 @@ def test_an_error_names_the_instruction(name):
 
 
 def test_a_stream_without_an_end():
-    chip = Simulator(Memories(4, 10, 8), np.zeros((0, 4, 4), np.int8), (), np.zeros(0, np.uint8))
+    chip = Simulator(Memories(4, 10, 8, 4), np.zeros((0, 4, 4), np.int8), (), np.zeros(0, np.uint8))
     with pytest.raises(DeviceError, match="the program of 1 instructions has no Halt"):
         chip.run((Synchronise(),))
 
@@ -238,13 +238,13 @@ def test_what_cannot_be_compiled():
         compile_dense([], 4)
     with pytest.raises(DeviceError, match="the unified buffer has 20 rows of 4 bytes, and 10 rows of layers with 8 "
                                           "columns need 40; take at most 5 rows at once"):
-        compile_dense(network(numbers, [8, 8]), 10, Memories(4, 20, 8))
+        compile_dense(network(numbers, [8, 8]), 10, Memories(4, 20, 8, 4))
     one, other = network(numbers, [8, 8]) + network(numbers, [7, 8])
     with pytest.raises(DeviceError, match=r"layer 0 gives \(columns, signed, zero point\) \(8, .* layer 1 takes \(7, "):
         compile_dense([one, other], 10)
 
 
 def test_an_input_of_another_form():
-    program = compile_dense(network(np.random.default_rng(0), [8, 8]), 3, Memories(4, 20, 8))
+    program = compile_dense(network(np.random.default_rng(0), [8, 8]), 3, Memories(4, 20, 8, 4))
     with pytest.raises(ShapeError, match=r"the program takes u?int8\[3, 8\]; this is int32\[3, 8\]"):
         simulate(program, np.zeros((3, 8), np.int32))
