@@ -6,25 +6,63 @@ sums add up, is up to the cpu backend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields
 
 from core.accel.cpu import CpuExecutable
+from core.accel.tpu.cycles import estimate
+from core.accel.tpu.machine import machine
 from core.accel.tpu.numerics import round_products
+from core.accel.tpu.steps import Estimate
 from core.engine import dtypes
-from core.engine.backends import Options
+from core.engine.backends import Options, Report
 from core.engine.errors import DeviceError, compose
 from core.engine.graph import Equation, Graph
+
+
+@dataclass(kw_only=True)
+class ChipReport(Report):
+    """The report of an executable, and the time that the chip itself would take, worked out when somebody asks.
+
+    Attributes
+    ----------
+    graph : as it was given
+    held : this many leading inputs are weights
+    chip : name of the machine
+    precision : of its products, a name of ``array.passes``
+    """
+
+    graph: Graph
+    held: int
+    chip: str
+    precision: str
+
+    @functools.cached_property
+    def estimate(self) -> Estimate:
+        """Cycles of each step and what they were spent on; raises as `cycles.estimate` does."""
+        return estimate(self.graph, machine(self.chip), self.held, self.precision)
+
+
+def _executable(graph: Graph, given: Graph, options: Options, name: str, chip: str, precision: str) -> CpuExecutable:
+    """A graph on the cpu backend, with the report of a chip that was given another one."""
+    made = CpuExecutable(graph, options, name)
+    own = {item.name: getattr(made.report, item.name) for item in fields(made.report)}
+    made.report = ChipReport(**own, graph=given, held=options.held, chip=chip, precision=precision)
+    return made
 
 
 @dataclass(frozen=True)
 class FloatTpu:
     """TPU v2 or v3: products of bfloat16 numbers, in so many passes, summed in float32."""
 
-    name: str
+    chip: str
     passes: int = 1
 
     def compile(self, graph: Graph, options: Options) -> CpuExecutable:
-        return CpuExecutable(round_products(graph, self.passes), options, self.name)
+        name, precision = self.chip, "bfloat16"
+        if self.passes > 1:
+            name, precision = f"{name}:{self.passes}", f"{precision}_{self.passes}x"
+        return _executable(round_products(graph, self.passes), graph, options, name, self.chip, precision)
 
 
 @dataclass(frozen=True)
@@ -38,7 +76,7 @@ class IntegerTpu:
 
     def compile(self, graph: Graph, options: Options) -> CpuExecutable:
         self._check(graph)
-        return CpuExecutable(graph, options, self.name)
+        return _executable(graph, graph, options, self.name, self.name, "int8")
 
     def _check(self, graph: Graph) -> None:
         """Refuse products that the matrix unit cannot do.
@@ -70,5 +108,5 @@ def _is_of_bytes(product: Equation) -> bool:
 
 
 V1 = IntegerTpu("tpu-v1")
-V2, V2_IN_3_PASSES, V2_IN_6_PASSES = FloatTpu("tpu-v2"), FloatTpu("tpu-v2:3", 3), FloatTpu("tpu-v2:6", 6)
-V3, V3_IN_3_PASSES, V3_IN_6_PASSES = FloatTpu("tpu-v3"), FloatTpu("tpu-v3:3", 3), FloatTpu("tpu-v3:6", 6)
+V2, V2_IN_3_PASSES, V2_IN_6_PASSES = (FloatTpu("tpu-v2", passes) for passes in (1, 3, 6))
+V3, V3_IN_3_PASSES, V3_IN_6_PASSES = (FloatTpu("tpu-v3", passes) for passes in (1, 3, 6))

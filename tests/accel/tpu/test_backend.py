@@ -67,6 +67,20 @@ def test_a_bound_program_has_the_bits_of_a_call():
     assert program.report.backend == "tpu-v2"
 
 
+def test_a_report_has_the_time_of_the_chip():
+    model, x = network(), drawn(256, 6)
+    active = {}
+    for name in ("tpu-v2", "tpu-v2:3"):
+        program = jit(lambda model, x: model(x), device=name).bind(model)
+        program(x)
+        found = program.report.estimate
+        assert found.machine.name == "tpu-v2" and found.weight_bytes == 4 * (6 * 40 + 40 + 40 + 1)
+        assert [step.layer for step in found.steps if step.macs] == ["Network.first", "Network.second"]
+        assert [step.macs for step in found.steps if step.macs] == [256 * 6 * 40, 256 * 40]
+        active[name] = found.cycles()["active"]
+    assert active["tpu-v2:3"] == 3 * active["tpu-v2"] > 0
+
+
 # --- v1 --------------------------------------------------------------------------------------------------------------
 
 def bytes_of(dtype, *shape):
