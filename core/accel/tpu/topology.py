@@ -94,8 +94,8 @@ class _Reader:
         across, behind = down, 1 + len(CONVOLUTION)
         if self.has_second_stride and len(row) > behind and _is_whole(row[behind]):
             across = self._number(line, row, behind, "second stride")
-        for axis, size, extent, column in (("height", tall, height, 3), ("width", wide, width, 4)):
-            if size > extent:
+        for axis, size, extent, step, column in (("height", tall, height, down, 3), ("width", wide, width, across, 4)):
+            if size >= extent + step:  # SCALE-Sim counts an output that a stride reaches beyond the input
                 raise self._error(line, f"filter {axis} {size} is larger than IFMAP {axis} {extent}",
                                   "sizes are those of the padded input", column)
         return Layer(row[0], convolution(height, width, (tall, wide), channels, filters, (down, across)))

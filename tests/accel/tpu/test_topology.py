@@ -44,6 +44,7 @@ def test_every_provided_topology_runs_in_every_mode(realdata):
 
 @pytest.mark.parametrize(("text", "product"), [
     (CONVOLUTION + "a, 7, 9, 3, 3, 4, 5, 2,\n", Product(3 * 4, 36, 5)),
+    (CONVOLUTION + "a, 8, 9, 9, 3, 4, 5, 2,\n", Product(1 * 4, 108, 5)),
     (CONVOLUTION + "\n , ,\n a ,7 ,9, 3,3 ,4,5,2, \n\n", Product(3 * 4, 36, 5)),
     ("\ufeff" + CONVOLUTION.replace(",\n", "\r\n") + "a,7,9,3,3,4,5,2\r\n", Product(3 * 4, 36, 5)),
     (CONVOLUTION + "a, 7, 9, 3, 3, 4, 5, 2, 1,\n", Product(3 * 7, 36, 5)),
