@@ -12,7 +12,7 @@ from core.engine.jit import jit
 from core.engine.testing import random_graph
 from tests.accel.agreement import assert_agree, assert_same_bits
 
-COUNT, USUAL = 500, 60
+COUNT, USUAL = 500, 30
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= USUAL else []) for seed in range(COUNT)]
 TOLERANCE = {dtypes.float64: 1e-11, dtypes.float32: 2e-5, dtypes.bfloat16: 6e-2}
 """Largest difference, relative to the largest result or to 1, by the coarsest float type in the graph."""

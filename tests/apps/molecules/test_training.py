@@ -416,7 +416,8 @@ def test_an_emulated_chip_trains(nci: Path, tmp_path: Path, runs: dict[str, Path
     assert np.isfinite(predicted(tmp_path / "predicted.csv", "tpsa")).all()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["dmpnn", *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS
+                                              if model != "dmpnn")])
 def test_an_emulated_chip_predicts_almost_the_same(runs: dict[str, Path], model: str) -> None:
     examples = [example(text) for text in SMILES]
     exact, one_pass, six_passes = (Trained.load(RunDirectory.open(runs[model]), device).values(examples)
