@@ -30,9 +30,9 @@ from apps.connectomics.segment import (
     rows_of,
 )
 from apps.connectomics.segmentations import ORIGIN, written_segmentation
-from apps.connectomics.volumes import Volume, open_volume
+from apps.connectomics.volumes import Volume, known_voxel_size, open_volume
 from apps.connectomics.workers import run_blocks
-from core.engine.errors import ConfigError, DataError, compose
+from core.engine.errors import ConfigError
 from core.engine.run import RunDirectory
 
 _DECIDING = ("axes", "voxel_size", "precision", "seed_policy", "reverse", "segment_threshold", "disco_seed_threshold",
@@ -52,9 +52,7 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     """
     if settings.init or settings.seeds or settings.origins:
         raise ConfigError("--init, --seeds and --origins are for whole volumes; leave out --block, or these")
-    if volume.voxel_size is None:
-        raise DataError(compose(f"{volume.address} does not say how large a voxel is", [
-            ("hint", "add --voxel-size, in nm, z y x, such as 10,10,10")]))
+    known_voxel_size(volume)
     if load_config(ConnectomicsConfig, RunDirectory.open(settings.model).config_path).clahe:
         raise ConfigError("blocks cannot have their contrast evened out one by one; do it to the volume first, or "
                           "leave out --block")

@@ -22,13 +22,20 @@ from apps.app import Report
 from apps.connectomics.blocks import boxes
 from apps.connectomics.config import ExportSettings, MeshSettings, SkeletonizeSettings
 from apps.connectomics.formats import Address
-from apps.connectomics.meshing import check_meshable, write_meshes
+from apps.connectomics.meshing import write_meshes
 from apps.connectomics.neuroglancer import MESHES_INFO, refer_to, state_link, write_mesh, write_skeletons
 from apps.connectomics.outputs import made_whole
 from apps.connectomics.pyramid import coarser_image, coarser_labels, coarser_shape, halved
 from apps.connectomics.skeletonizing import check_skeletonizable, measures, skeletons_of
 from apps.connectomics.stores import new_place
-from apps.connectomics.volumes import Volume, WritableVolume, create_volume, known_voxel_size, open_volume
+from apps.connectomics.volumes import (
+    Volume,
+    WritableVolume,
+    check_sized_labels,
+    create_volume,
+    known_voxel_size,
+    open_volume,
+)
 from core.engine.errors import ConfigError, DataError, compose
 
 CHUNK = 64
@@ -68,7 +75,7 @@ def export(input: str, out: str, settings: ExportSettings) -> Report:
     if settings.skeletons:
         check_skeletonizable(volume)
     if settings.meshes:
-        check_meshable(volume)
+        check_sized_labels(volume)
     with _made(address) as made:
         if format == "precomputed":
             return _precomputed(volume, made, settings)

@@ -20,7 +20,7 @@ from apps.connectomics.blocks import Triple, boxes, triple
 from apps.connectomics.config import MeshSettings
 from apps.connectomics.meshes import Mesh, joined, surface, write_ply
 from apps.connectomics.outputs import made_whole
-from apps.connectomics.volumes import Volume, check_labels, known_voxel_size, open_volume, read_labels
+from apps.connectomics.volumes import Volume, check_sized_labels, known_voxel_size, open_volume, read_labels
 from core.engine.refusals import Refusals
 
 BLOCK = 256
@@ -30,20 +30,14 @@ BLOCK = 256
 def mesh_address(input: str, out: Path, refused: Refusals, settings: MeshSettings) -> Report:
     """Write the surfaces of a segmentation, one PLY file a segment. Nothing is refused one by one."""
     volume = open_volume(input, axes=settings.axes, voxel_size=settings.voxel_size)
-    check_meshable(volume)
+    check_sized_labels(volume)
     with made_whole(out) as folder:
         return Report(write_meshes(volume, settings, folder, write_ply))
 
 
-def check_meshable(volume: Volume) -> None:
-    """Raise `DataError` if a volume is no segmentation or says no voxel size."""
-    known_voxel_size(volume)
-    check_labels(volume)
-
-
 def write_meshes(volume: Volume, settings: MeshSettings, folder: Path,
                  write: Callable[[Mesh, int, Path], None]) -> dict[str, float | int | str]:
-    """Write the mesh of each segment of a volume that `check_meshable` lets pass.
+    """Write the mesh of each segment of a volume that `check_sized_labels` lets pass.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from apps.connectomics.config import SkeletonizeSettings
 from apps.connectomics.outputs import made_whole
 from apps.connectomics.scoring import MAX_SKELETONIZED
 from apps.connectomics.skeletons import Skeletons, skeletonize, write_swc
-from apps.connectomics.volumes import Volume, check_labels, known_voxel_size, open_volume, read_labels
+from apps.connectomics.volumes import Volume, check_sized_labels, known_voxel_size, open_volume, read_labels
 from core.engine.errors import DataError, compose
 from core.engine.refusals import Refusals
 
@@ -43,8 +43,7 @@ def measures(skeletons: Skeletons) -> dict[str, float | int]:
 
 def check_skeletonizable(volume: Volume) -> None:
     """Raise `DataError` if a volume is no segmentation, says no voxel size, or is too large to be held."""
-    known_voxel_size(volume)
-    check_labels(volume)
+    check_sized_labels(volume)
     if math.prod(volume.shape) > MAX_SKELETONIZED:
         raise DataError(compose(f"{volume.address} is too large to be made into skeletons in one piece", [
             ("found", f"{volume.shape} voxels"), ("expected", f"at most {MAX_SKELETONIZED} voxels")]))

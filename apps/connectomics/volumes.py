@@ -192,6 +192,12 @@ def check_labels(volume: Volume) -> None:
         raise DataError(f"{volume.address} holds {volume.dtype}; segments have whole numbers")
 
 
+def check_sized_labels(volume: Volume) -> None:
+    """Raise `DataError` if a volume can be no segmentation, or says no voxel size."""
+    known_voxel_size(volume)
+    check_labels(volume)
+
+
 def read_labels(volume: Volume, start: Sequence[int], stop: Sequence[int]) -> NDArray[Any]:
     """The labels of a box of a segmentation; raises `DataError` if one is below 0."""
     labels = volume.read(start, stop)

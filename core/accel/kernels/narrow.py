@@ -277,6 +277,7 @@ def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any
     from numba.extending import register_jitable
 
     from core.accel import amx, chips, narrow, pointer, simd
+    from core.accel.kernels.scalar import leave
 
     tiles = block.unit == chips.TILES
     read, right = getattr(pointer, block.element), getattr(pointer, "bf16" if block.element == "bf16" else "i8")
@@ -291,10 +292,6 @@ def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any
     table_on_stack, offsets_on_stack = simd.stack(types.int64, PASS_CHUNKS), simd.stack(types.int64, height)
     sums_on_stack = simd.stack(narrow.TYPES[block.total], height * width)
     writes_sums, store_block = target == block.total and epilogue is None, narrow.store_block(block, target == "bf16")
-
-    @register_jitable
-    def leave(p: Any, sums: Any, place: int, column: int, length: int, count: int) -> None:
-        """There is no epilogue."""
 
     (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
 
