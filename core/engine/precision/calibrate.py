@@ -15,7 +15,7 @@ from core.engine.errors import DataError
 from core.engine.jit import DEFAULT_DEVICE, jit
 from core.engine.module import Module, joined, map_modules, static
 from core.engine.ops import amax, amin, maximum, minimum
-from core.engine.precision.layered import Layer, LayeredGRUCell, LayeredLSTMCell, layered
+from core.engine.precision.layered import Layer, LayeredCell, layered
 from core.engine.precision.quantised import Range, quantisable
 
 
@@ -94,7 +94,7 @@ def _bounded(module: Any) -> dict[str, Range]:
     known: dict[str, Range] = {}
 
     def look(path: str, part: Module) -> None:
-        if isinstance(part, LayeredLSTMCell | LayeredGRUCell):
+        if isinstance(part, LayeredCell):
             known[joined(path, "hidden")] = (-1.0, 1.0)
 
     map_modules(look, module)

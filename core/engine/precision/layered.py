@@ -19,8 +19,8 @@ Layer = Any
 """A `Linear` or `Conv`, or what stands for one: it is called with an array and gives one."""
 
 
-class LayeredLSTMCell(Module):
-    """An `LSTMCell` of two layers, both to the four gates.
+class LayeredCell(Module):
+    """A recurrent cell of two layers, both to all gates; its kinds say how a state begins and how it advances.
 
     Attributes
     ----------
@@ -31,12 +31,7 @@ class LayeredLSTMCell(Module):
     hidden: Layer
     width: int = static()
 
-    def initial(self, batch: int) -> LSTMState:
-        """The state of zeros."""
-        state = _zeros(self.hidden, batch, self.width)
-        return state, state
-
-    def __call__(self, x: Array, state: LSTMState) -> LSTMState:
+    def __call__(self, x: Array, state: Any) -> Any:
         """The next state, from x : f32[batch, in]."""
         return self.advance(self.project(x), state)
 
@@ -45,35 +40,30 @@ class LayeredLSTMCell(Module):
         projected: Array = self.input(x)
         return projected
 
+    def advance(self, projected: Array, state: Any) -> Any:
+        """The next state, from a projected input."""
+        raise TypeError(f"{type(self).__name__} defines no advance")
+
+
+class LayeredLSTMCell(LayeredCell):
+    """An `LSTMCell` in layers."""
+
+    def initial(self, batch: int) -> LSTMState:
+        """The state of zeros."""
+        state = _zeros(self.hidden, batch, self.width)
+        return state, state
+
     def advance(self, projected: Array, state: LSTMState) -> LSTMState:
         """The next state, from a projected input."""
         return lstm_step(projected, self.hidden(state[0]), state[1])
 
 
-class LayeredGRUCell(Module):
-    """A `GRUCell` of two layers, both to the three gates.
-
-    Attributes
-    ----------
-    width : of the hidden state
-    """
-
-    input: Layer
-    hidden: Layer
-    width: int = static()
+class LayeredGRUCell(LayeredCell):
+    """A `GRUCell` in layers."""
 
     def initial(self, batch: int) -> Array:
         """The state of zeros."""
         return _zeros(self.hidden, batch, self.width)
-
-    def __call__(self, x: Array, state: Array) -> Array:
-        """The next state f32[batch, hidden], from x : f32[batch, in]."""
-        return self.advance(self.project(x), state)
-
-    def project(self, x: Array) -> Array:
-        """What the input adds to the gates."""
-        projected: Array = self.input(x)
-        return projected
 
     def advance(self, projected: Array, state: Array) -> Array:
         """The next state, from a projected input."""
