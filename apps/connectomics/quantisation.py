@@ -21,6 +21,8 @@ from core.engine.precision import calibrate, quantise
 Batch = tuple[Array, Array]
 """Image and logits, f32[batch, z, y, x]."""
 
+_IN_FLOAT = "last"
+"""The layer that gives the logits: what it takes reaches to 40, so that 8 bits would be coarse, and it is small."""
 _SIDE = 2
 """Fields of view along each axis that are looked at."""
 _LOOKS = 2
@@ -35,7 +37,7 @@ def apply(network: FloodFillingNetwork, batch: Batch) -> Array:
 
 def quantised(network: FloodFillingNetwork, image: NDArray[np.float32],
               config: ConnectomicsConfig) -> FloodFillingNetwork:
-    """The network with its layers in 8 bits, see `core.engine.precision.quantise`.
+    """The network with all layers but the last in 8 bits, see `core.engine.precision.quantise`.
 
     Parameters
     ----------
@@ -44,7 +46,9 @@ def quantised(network: FloodFillingNetwork, image: NDArray[np.float32],
     """
     batches = [batch for seen in _fields_of_view(image, config.field_of_view)
                for batch in looks(network, seen[np.newaxis], config, _LOOKS)]
-    made: FloodFillingNetwork = quantise(network, calibrate(apply, network, batches, config.device))
+    ranges = calibrate(apply, network, batches, config.device)
+    del ranges[_IN_FLOAT]
+    made: FloodFillingNetwork = quantise(network, ranges)
     return made
 
 

@@ -15,7 +15,7 @@ from math import ceil, gcd, prod
 from typing import Any
 
 from core.accel.chips import block_for, host
-from core.accel.kernels import depthwise, narrow, panels
+from core.accel.kernels import depthwise, narrow, panels, winograd
 from core.accel.kernels.gemm import Product, in_place, matmul, pack
 from core.accel.kernels.pad import Padding, padded
 from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
@@ -66,6 +66,8 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
         return _narrow_conv(x, w, out, stride, padding, dilation, groups, epilogue)
     if depthwise.fits(x, w, out, groups):
         return depthwise.conv(x, w, out, stride, padding, dilation)
+    if winograd.fits(x, w, out, stride, padding, dilation, groups):
+        return winograd.conv(x, w, out, padding, epilogue)
     x, steps = padded(x, padding)
     if needs_loop(w.shape[-1], groups):
         return [*steps, _grouped_step("grouped_kernel", x, w, out, stride, dilation, groups)]

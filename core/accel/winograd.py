@@ -1,0 +1,184 @@
+"""Vector code for Winograd's convolutions: tiles of x and of sums, transformed along one to three axes.
+
+Along an axis, 2 neighbouring pixels of a convolution with 3 taps come from 4 products instead of 6 (Winograd 1980;
+Lavin and Gray 2016, arXiv 1509.09308, section 4): with d four pixels of x and g three taps,
+
+    ``y = A ((G g) * (B d))``    B d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
+                                 G g = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
+                                 A m = (m0 + m1 + m2, m1 - m2 - m3)
+
+and along several axes one after the other. Invariant: as in `simd`, nothing here knows a shape or a chip; vectors run
+along the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+
+from core.accel.chips import Block
+from core.accel.kernels.winograd import PIXELS, POINTS
+from core.accel.pointer import intrinsic
+from core.accel.simd import FLOATS, INDEX, UNROLLED, Vectors
+
+_Grid = dict[tuple[int, ...], Any]
+"""Vectors by their position along the axes of a tile."""
+
+
+def _positions(extent: int, axes: int) -> list[tuple[int, ...]]:
+    return list(product(range(extent), repeat=axes))
+
+
+def _along(grid: _Grid, axis: int, transform: Callable[[Sequence[Any]], Sequence[Any]]) -> _Grid:
+    """The grid, each line of four along an axis transformed."""
+    found: _Grid = {}
+    for place in (place for place in grid if place[axis] == 0):
+        line = [grid[*place[:axis], number, *place[axis + 1:]] for number in range(POINTS)]
+        found |= {(*place[:axis], number, *place[axis + 1:]): value for number, value in enumerate(transform(line))}
+    return found
+
+
+def _by_lanes(builder: Any, vectors: Vectors, channels: Any, emit: Callable[[Any], None]) -> None:
+    """Emit code for a whole vector of channels, and for a part of one, whose mask it is given."""
+    whole = builder.icmp_signed(">=", channels, INDEX(vectors.lanes))
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            emit(None)
+        with otherwise:
+            emit(vectors.mask(channels, 0))
+
+
+def tile_of_x(block: Block, axes: int) -> Any:
+    """A function for kernels that transforms a tile of x, ``B d``, for one vector of channels.
+
+    It is called ``tile_of_x(x, strides, target, point_stride, channels)``: the tile's pixels are `strides` apart along
+    its axes, its points will be `point_stride` apart, and all lanes of them are written, with zeros beyond `channels`.
+    """
+    pointer, index, table = types.CPointer(FLOATS[block.element]), types.int64, types.CPointer(types.int64)
+
+    @intrinsic
+    def emit(typing_context: Any, x: Any, strides: Any, target: Any, point_stride: Any, channels: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            x, strides, target, point_stride, channels = values
+            vectors = Vectors(builder, block.element, block.lanes)
+            places, place_of = _positions(POINTS, axes), _walker(builder, strides, axes)
+
+            def transform(d: Sequence[Any]) -> Sequence[Any]:
+                return (builder.fsub(d[0], d[2]), builder.fadd(d[1], d[2]), builder.fsub(d[2], d[1]),
+                        builder.fsub(d[1], d[3]))
+
+            def emit_tile(mask: Any) -> None:
+                grid = {position: vectors.load(place_of(x, position), mask) for position in places}
+                for axis in reversed(range(axes)):
+                    grid = _along(grid, axis, transform)
+                for number, place in enumerate(places):
+                    vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), point_stride)]))
+
+            _by_lanes(builder, vectors, channels, emit_tile)
+            return context.get_dummy_value()
+
+        return types.void(pointer, table, pointer, index, index), codegen
+
+    return emit
+
+
+def tile_of_out(block: Block, axes: int) -> Any:
+    """A function for kernels that transforms a tile of sums into pixels of out, ``A m``, for one vector of channels.
+
+    It is called ``tile_of_out(sums, point_stride, out, strides, valid, channels, zeros)``. Pixel i, in row-major
+    order, is written if bit i of `valid` is set. To each lane of the vector at `zeros` it adds the pixels times zero,
+    which makes it NaN if one of them is not finite.
+    """
+    pointer, index, table = types.CPointer(FLOATS[block.element]), types.int64, types.CPointer(types.int64)
+
+    @intrinsic
+    def emit(typing_context: Any, sums: Any, point_stride: Any, out: Any, strides: Any, valid: Any,
+             channels: Any, zeros: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            sums, point_stride, out, strides, valid, channels, zeros = values
+            vectors, place_of = Vectors(builder, block.element, block.lanes), _walker(builder, strides, axes)
+
+            def transform(m: Sequence[Any]) -> Sequence[Any]:
+                return (builder.fadd(builder.fadd(m[0], m[1]), m[2]),
+                        builder.fsub(builder.fsub(m[1], m[2]), m[3]))
+
+            def emit_tile(mask: Any) -> None:
+                grid = {place: vectors.load(builder.gep(sums, [builder.mul(INDEX(number), point_stride)]))
+                        for number, place in enumerate(_positions(POINTS, axes))}
+                for axis in reversed(range(axes)):
+                    grid = _along(grid, axis, transform)
+                total = vectors.load(zeros)
+                for number, place in enumerate(_positions(PIXELS, axes)):
+                    total = vectors.fma(grid[place], vectors.zero, total)
+                    bit = builder.and_(valid, INDEX(1 << number))
+                    with builder.if_then(builder.icmp_signed("!=", bit, INDEX(0)), likely=True):
+                        vectors.store(grid[place], place_of(out, place), mask)
+                vectors.store(total, zeros)
+
+            _by_lanes(builder, vectors, channels, emit_tile)
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, pointer, table, index, index, pointer), codegen
+
+    return emit
+
+
+def _walker(builder: Any, strides: Any, axes: int) -> Callable[[Any, Sequence[int]], Any]:
+    """A function that moves a pointer to a position along axes whose strides lie in a table."""
+    along = [builder.load(builder.gep(strides, [INDEX(axis)])) for axis in range(axes)]
+
+    def place_of(pointer: Any, position: Sequence[int]) -> Any:
+        for stride, number in zip(along, position, strict=True):
+            pointer = builder.gep(pointer, [builder.mul(stride, INDEX(number))])
+        return pointer
+
+    return place_of
+
+
+def products(block: Block) -> Any:
+    """A function for kernels that multiplies `block.rows` rows of A by a packed panel of B.
+
+    ``c[i * c_stride + j] = sum over k < depth of a[i * a_stride + k] * b[k * block.columns + j]``, called
+    ``products(a, a_stride, b, depth, c, c_stride)``. Sums run in the order of k, one fused multiply-add each.
+    """
+    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+
+    @intrinsic
+    def emit(typing_context: Any, a: Any, a_stride: Any, b: Any, depth: Any, c: Any, c_stride: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a, a_stride, b, depth, c, c_stride = values
+            vectors = Vectors(builder, block.element, block.lanes)
+            starts = [vector * block.lanes for vector in range(block.vectors)]
+            slots = [[vectors.slot() for _ in starts] for _ in range(block.rows)]
+            for slot in (slot for row in slots for slot in row):
+                builder.store(vectors.zero, slot)
+            offsets = [builder.mul(INDEX(row), a_stride) for row in range(block.rows)]
+
+            def add(k: Any) -> None:
+                b_row = builder.gep(b, [builder.mul(k, INDEX(block.columns))])
+                b_vectors = [vectors.load(builder.gep(b_row, [INDEX(start)])) for start in starts]
+                column = builder.gep(a, [k])
+                for offset, row_slots in zip(offsets, slots, strict=True):
+                    factor = vectors.broadcast(builder.load(builder.gep(column, [offset])))
+                    for slot, b_vector in zip(row_slots, b_vectors, strict=True):
+                        builder.store(vectors.fma(factor, b_vector, builder.load(slot)), slot)
+
+            whole = builder.sub(depth, builder.srem(depth, INDEX(UNROLLED)))
+            with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(UNROLLED), INDEX) as (first, _):
+                for number in range(UNROLLED):
+                    add(builder.add(first, INDEX(number)))
+            with cgutils.for_range_slice(builder, whole, depth, INDEX(1), INDEX) as (k, _):
+                add(k)
+            for row, row_slots in enumerate(slots):
+                line = builder.gep(c, [builder.mul(INDEX(row), c_stride)])
+                for slot, start in zip(row_slots, starts, strict=True):
+                    vectors.store(builder.load(slot), builder.gep(line, [INDEX(start)]))
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, pointer, index, pointer, index), codegen
+
+    return emit

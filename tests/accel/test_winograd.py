@@ -1,0 +1,162 @@
+"""Winograd's convolutions against a loop over taps in float64, and against the sum over taps in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from core.accel import chips
+from core.accel.kernels import conv as conv_kernels
+from core.accel.kernels import winograd
+from core.engine import ops
+from core.engine.jit import jit
+from tests.accel.stepping import Memory
+from tests.accel.test_conv import evaluate, expected_conv, laid_out
+
+
+@pytest.fixture(params=[chip.name for chip in chips.CHIPS])
+def chip(request, monkeypatch):
+    chosen = next(chip for chip in chips.CHIPS if chip.name == request.param)
+    if not chosen.features <= chips._features():
+        pytest.skip(f"this machine has no {request.param}")
+    monkeypatch.setenv("TILEWORK_CPU", request.param)
+    chips.host.cache_clear()
+    yield chosen
+    chips.host.cache_clear()
+
+
+def by_tiles(x, w, out, padding):
+    """Steps of a convolution by tiles, however much work they are."""
+    return winograd.conv(x, w, out, padding, None)
+
+
+def by_taps(x, w, out, padding):
+    """Steps of the same sum over taps."""
+    ones = (1,) * len(padding)
+    fits, winograd.fits = winograd.fits, lambda *arguments: False
+    try:
+        return conv_kernels.conv(x, w, out, ones, padding, ones, ones, 1)
+    finally:
+        winograd.fits = fits
+
+
+def settings_of(padding):
+    ones = (1,) * len(padding)
+    return ones, padding, ones, ones
+
+
+def out_shape(x, w, padding):
+    space = [size + low + high - taps + 1
+             for size, (low, high), taps in zip(x.shape[1:-1], padding, w.shape, strict=False)]
+    return (x.shape[0], *space, w.shape[-1])
+
+
+def numbers(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_extents_and_strides(chip, seed):
+    rng = np.random.default_rng(seed)
+    rank = int(rng.integers(1, 4))
+    kernel = [int(taps) for taps in rng.choice([1, 3], rank)]
+    kernel[int(rng.integers(rank))] = 3
+    padding = tuple((0, 0) if taps == 1 else tuple(rng.integers(-1, 3, 2).tolist()) for taps in kernel)
+    space = [int(rng.integers(6, 12)) for _ in kernel]
+    inputs, outputs = (int(rng.choice([1, 5, 16, 40])) for _ in range(2))
+    x = numbers(rng, int(rng.integers(1, 3)), *space, inputs)
+    w = laid_out(rng, numbers(rng, *kernel, inputs, outputs))[tuple(slice(None, None, -1) for _ in kernel)]
+    found = evaluate(by_tiles, [x, w], out_shape(x, w, padding), x.dtype, (padding,))
+    expected = expected_conv(x, w, *settings_of(padding), groups=1)
+    magnitude = expected_conv(np.abs(x), np.abs(w), *settings_of(padding), groups=1).max()
+    assert np.abs(found - expected).max() <= 4 * np.finfo(np.float32).eps * magnitude
+
+
+@pytest.mark.parametrize("shape, kernel", [((1, 33, 33, 33, 32), (3, 3, 3, 32, 32)),
+                                           ((2, 28, 28, 128), (3, 3, 128, 128)), ((4, 8, 8, 384), (1, 3, 384, 384))])
+def test_errors_are_those_of_the_sum_over_taps(shape, kernel):
+    rng = np.random.default_rng(0)
+    x, w = numbers(rng, *shape), numbers(rng, *kernel)
+    padding = tuple((taps // 2, taps // 2) for taps in kernel[:-2])
+    expected = expected_conv(x, w, *settings_of(padding), groups=1)
+    errors = []
+    for build in (by_tiles, by_taps):
+        memory, found = Memory(), np.empty(expected.shape, np.float32)
+        memory.run(build(memory.view(x), memory.view(w), memory.view(found), padding), 1)
+        errors.append(np.sqrt(np.mean((found - expected) ** 2)))
+    assert errors[0] <= 1.5 * errors[1]
+
+
+def test_small_whole_numbers_are_exact(chip):
+    rng = np.random.default_rng(1)
+    x, w = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((2, 9, 7, 8, 20), (3, 3, 3, 20, 18)))
+    padding = ((1, 1),) * 3
+    found = evaluate(by_tiles, [x, w], (*x.shape[:-1], 18), x.dtype, (padding,))
+    np.testing.assert_array_equal(found, expected_conv(x, w, *settings_of(padding), groups=1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.float32(3e38)])
+def test_what_is_not_finite_reaches_only_those_who_meet_it(chip, value):
+    rng = np.random.default_rng(2)
+    x, w = numbers(rng, 1, 9, 10, 17), np.abs(numbers(rng, 3, 3, 17, 33)) + 1
+    x[0, 4, 5, 3] = value
+    padding = ((1, 1), (1, 1))
+    found = evaluate(by_tiles, [x, w], (1, 9, 10, 33), x.dtype, (padding,))
+    with np.errstate(over="ignore"):
+        expected = expected_conv(x, w, *settings_of(padding), groups=1).astype(np.float32)
+    hit = np.zeros(found.shape, bool)
+    hit[:, 3:6, 4:7] = True
+    np.testing.assert_array_equal(found[hit], expected[hit])
+    np.testing.assert_allclose(found[~hit], expected[~hit], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("extent", [8, 9])
+def test_what_follows_a_convolution_is_done_with_it(extent):
+    rng = np.random.default_rng(3)
+    x, w = numbers(rng, 2, extent, extent, 64), numbers(rng, 3, 3, 64, 48)
+    bias, other = numbers(rng, 48), numbers(rng, 2, extent, extent, 48)
+
+    def layer(x, other):
+        y = ops.conv(x, w, stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), input_dilation=(1, 1), groups=1)
+        return ops.maximum(y + bias, 0.0) + other
+
+    names = [name for name, *_ in jit(layer).report(x, other).steps]
+    assert names == ["pack", "winograd conv+add+max+add"]
+    expected = jit(layer, device="reference")(x, other).numpy()
+    np.testing.assert_allclose(jit(layer)(x, other).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def fits(x_shape, w_shape, **changes):
+    """Whether tiles are chosen for a convolution that keeps the extents, with one setting or another."""
+    memory = Memory()
+    dtype = changes.pop("dtype", np.float32)
+    x, w, out = (memory.view(np.zeros(shape, dtype)) for shape in (x_shape, w_shape, (*x_shape[:-1], w_shape[-1])))
+    x = replace(x, strides=changes.pop("strides", x.strides))
+    rank = len(x_shape) - 2
+    given = {"stride": (1,) * rank, "padding": tuple((taps // 2,) * 2 for taps in w_shape[:-2]),
+             "dilation": (1,) * rank, "groups": 1} | changes
+    return winograd.fits(x, w, out, **given)
+
+
+LAYER = ((1, 28, 28, 64), (3, 3, 64, 64))
+
+
+@pytest.mark.parametrize("x, w", [LAYER, ((1, 28, 28, 64), (1, 3, 64, 64)), ((1, 28, 28, 64), (3, 1, 64, 64)),
+                                  ((1, 9, 9, 9, 32), (3, 3, 3, 32, 32))])
+def test_layers_with_three_taps_go_by_tiles(x, w):
+    assert fits(x, w)
+
+
+@pytest.mark.parametrize("x, w", [((1, 28, 28, 64), (1, 1, 64, 64)), ((1, 28, 28, 64), (5, 3, 64, 64)),
+                                  ((1, 1, 28, 64), (3, 3, 64, 64)), ((1, 4, 4, 512), (3, 3, 512, 512)),
+                                  ((1, 64, 64, 1), (3, 3, 1, 64))])
+def test_other_kernels_and_few_tiles_or_channels_do_not(x, w):
+    assert not fits(x, w)
+
+
+@pytest.mark.parametrize("changes", [{"stride": (2, 1)}, {"dilation": (1, 2)}, {"groups": 2}, {"dtype": np.float64},
+                                     {"strides": (50176, 1, 28, 784)}])
+def test_other_settings_do_not(changes):
+    assert not fits(*LAYER, **changes)
