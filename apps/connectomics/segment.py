@@ -1,6 +1,6 @@
 """Segment: a volume of images in, the objects that a trained network fills in out.
 
-Invariant: the output appears whole or not at all.
+Invariant: the output appears whole or not at all; what a stopped run had found is not lost (`interim`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from apps.app import Report, load_config
 from apps.connectomics.blocks import triple
-from apps.connectomics.canvas import Canvas, FloodOptions, Origin
+from apps.connectomics.canvas import Canvas, Counters, FloodOptions, Origin
 from apps.connectomics.config import ConnectomicsConfig, FloodSettings, MaskSettings, SegmentSettings
+from apps.connectomics.interim import Interim, Standing
 from apps.connectomics.model import FloodFillingNetwork
 from apps.connectomics.quantisation import quantised
 from apps.connectomics.seeds import POLICIES, Given, Seeds, within
@@ -62,10 +63,12 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
     labels = initial_labels(settings.init, volume.shape)
     seeds = policy_seeds(image, labels, config, settings) if settings.seeds is None else read_seeds(
         settings.seeds, image.shape, config, refused)
-    canvas, origins = fill(image, labels, program_of(run, config, settings.precision, image), config, settings, seeds)
-    with written_segmentation(out, volume.shape, volume.voxel_size, precision=settings.precision) as file:
-        file.write((0, 0, 0), np.maximum(canvas.labels, 0))
-        file.write_origins(rows_of(origins))
+    program = program_of(run, config, settings.precision, image)
+    with Interim(out, [image, labels, seeds, run.model_path.read_bytes(), config, _deciding(settings)]) as interim:
+        canvas, origins = fill(image, labels, program, config, settings, seeds, interim)
+        with written_segmentation(out, volume.shape, volume.voxel_size, precision=settings.precision) as file:
+            file.write((0, 0, 0), np.maximum(canvas.labels, 0))
+            file.write_origins(rows_of(origins))
     counters = canvas.counters
     return Report({"seeds": len(seeds), "objects": len(origins), "moves": counters.moves,
                    "moves of objects": sum(origin.moves for origin in origins),
@@ -74,8 +77,14 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
                    "too weak": counters.too_weak, "too small": counters.too_small, "precision": settings.precision})
 
 
+def _deciding(settings: FloodSettings) -> list[object]:
+    """The settings that decide the objects, once image, labels and seeds are given."""
+    return [settings.segment_threshold, settings.disco_seed_threshold, settings.min_segment_size,
+            settings.min_boundary_dist, settings.reverse, settings.precision]
+
+
 def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program, config: ConnectomicsConfig,
-         settings: FloodSettings, seeds: Seeds) -> tuple[Canvas, list[Origin]]:
+         settings: FloodSettings, seeds: Seeds, interim: Interim | None = None) -> tuple[Canvas, list[Origin]]:
     """A canvas with its objects filled in, and these objects.
 
     Parameters
@@ -83,16 +92,25 @@ def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program
     image : f32[z, y, x], normalised
     labels : i32[z, y, x], of what is kept
     program : see `program_of`
+    interim : where to go on from, and to note what is done
     """
     options = replace(options_of(config, settings), min_segment_size=settings.min_segment_size,
                       min_boundary_dist=triple(settings.min_boundary_dist))
-    canvas = Canvas(image, labels, program, triple(config.field_of_view), options)
-    origins: list[Origin] = []
+    found = interim.load() if interim else None
+    start = found or Standing(labels, Counters(), (), 0)
+    if found:
+        LOGGER.info("goes on behind seed %d of %d, with %d objects", found.next, len(seeds), len(found.origins))
+    canvas = Canvas(image, start.labels, program, triple(config.field_of_view), options, start.counters)
+    origins = list(start.origins)
     ordered = seeds[::-1] if settings.reverse else seeds
-    for origin in canvas.segment([(int(z), int(y), int(x)) for z, y, x in ordered]):
-        if origin is not None:
-            origins.append(origin)
-            LOGGER.info("object %d: %d voxels from %s in %d moves", origin.id, origin.voxels, origin.seed, origin.moves)
+    for number, (z, y, x) in enumerate(ordered[start.next:], start.next):
+        for origin in canvas.segment([(int(z), int(y), int(x))]):
+            if origin is not None:
+                origins.append(origin)
+                LOGGER.info("object %d: %d voxels from %s in %d moves", origin.id, origin.voxels, origin.seed,
+                            origin.moves)
+        if interim:
+            interim.note(canvas, origins, number + 1)
     return canvas, origins
 
 

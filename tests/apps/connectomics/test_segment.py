@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from apps.cli import main
+from apps.connectomics import interim
+from apps.connectomics.canvas import Canvas, Origin
+from apps.connectomics.interim import Interim
 from apps.connectomics.segment import equalised
 from tests.apps.connectomics.bright import write_run, write_tubes
 
@@ -70,6 +73,48 @@ def test_seeds_and_what_is_kept(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert_same_objects(found, labels)
     assert (found[labels == 2] == 5).all()
     assert origins[["id", "z", "y", "x"]].tolist() == [(6, 30, 9, 9), (7, 30, 35, 16)]
+
+
+@pytest.mark.parametrize("error, code", [(KeyboardInterrupt, 130), (MemoryError, 5)])
+@pytest.mark.parametrize("every", [60.0, 0.0])
+def test_a_run_that_was_stopped_goes_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                        monkeypatch: pytest.MonkeyPatch, error: type[BaseException], code: int,
+                                        every: float) -> None:
+    write_tubes(tmp_path / "tubes.h5")
+    whole = segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "whole.h5")
+    accept, grown = Canvas._accept, list[Origin | None]()
+
+    def stopping(canvas: Canvas, *arguments: Any) -> Origin | None:
+        if len(grown) == 2:
+            raise error
+        grown.append(accept(canvas, *arguments))
+        return grown[-1]
+
+    monkeypatch.setattr(interim, "_EVERY", every)
+    monkeypatch.setattr(Canvas, "_accept", stopping)
+    assert segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "out.h5")["exit_code"] == code
+    assert not (tmp_path / "out.h5").exists() and len(list(tmp_path.glob("out.h5.*.interim"))) == 1
+    counted = list[Origin | None]()
+    monkeypatch.setattr(Canvas, "_accept", lambda *arguments: counted.append(accept(*arguments)) or counted[-1])
+    other = segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "out.h5", "--segment-threshold", "0.7")
+    assert other["numbers"]["tried"] == len(counted) == whole["numbers"]["tried"]
+    counted.clear()
+    again = segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "out.h5")
+    assert again["numbers"] == whole["numbers"] and len(counted) == whole["numbers"]["tried"] - 2
+    assert not list(tmp_path.glob("*.interim"))
+    with h5py.File(tmp_path / "out.h5") as file, h5py.File(tmp_path / "whole.h5") as expected:
+        for name in ("segmentation", "origins"):
+            np.testing.assert_array_equal(file[name][:], expected[name][:])
+
+
+def test_a_damaged_interim_is_not_gone_on_from(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        with Interim(tmp_path / "out.h5", [np.zeros(3), "settings"]) as file:
+            seen.append(file.load())
+            file.path.write_bytes(b"PK damaged")
+            seen.append(file.load())
+    assert seen == [None] * 4 and not list(tmp_path.glob("*.interim"))
 
 
 def test_blocks_give_the_whole_up_to_names(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
