@@ -7,8 +7,10 @@ Lavin and Gray 2016, arXiv 1509.09308, section 4): with d four pixels of x and g
                                  G g = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
                                  A m = (m0 + m1 + m2, m1 - m2 - m3)
 
-and along several axes one after the other. Invariant: as in `simd`, nothing here knows a shape or a chip; vectors run
-along the channels.
+and along several axes one after the other. The gradient with respect to g is the transposed of it: with c two pixels of
+y's gradient, ``G' ((B d) * (A' c))``, A' c = (c0, c0 + c1, c0 - c1, -c1).
+
+Invariant: as in `simd`, nothing here knows a shape or a chip; vectors run along the channels.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from numba import types
 from numba.core import cgutils
 
 from core.accel.chips import Block
-from core.accel.kernels.winograd import PIXELS, POINTS
+from core.accel.kernels.tiles import PIXELS, POINTS
 from core.accel.pointer import intrinsic
-from core.accel.simd import FLOATS, INDEX, UNROLLED, Vectors
+from core.accel.simd import FLOATS, INDEX, UNROLLED, Vectors, choose
 
 _Grid = dict[tuple[int, ...], Any]
 """Vectors by their position along the axes of a tile."""
@@ -33,11 +35,12 @@ def _positions(extent: int, axes: int) -> list[tuple[int, ...]]:
     return list(product(range(extent), repeat=axes))
 
 
-def _along(grid: _Grid, axis: int, transform: Callable[[Sequence[Any]], Sequence[Any]]) -> _Grid:
-    """The grid, each line of four along an axis transformed."""
+def _along(grid: _Grid, axis: int, transform: Callable[[Sequence[Any]], Sequence[Any]],
+           extent: int = POINTS) -> _Grid:
+    """The grid, each line of so many along an axis transformed."""
     found: _Grid = {}
     for place in (place for place in grid if place[axis] == 0):
-        line = [grid[*place[:axis], number, *place[axis + 1:]] for number in range(POINTS)]
+        line = [grid[*place[:axis], number, *place[axis + 1:]] for number in range(extent)]
         found |= {(*place[:axis], number, *place[axis + 1:]): value for number, value in enumerate(transform(line))}
     return found
 
@@ -127,6 +130,42 @@ def tile_of_out(block: Block, axes: int) -> Any:
     return emit
 
 
+def tile_of_ct(block: Block, axes: int) -> Any:
+    """A function for kernels that transforms a tile of the output's gradient, ``A' c``, for one vector of channels.
+
+    It is called ``tile_of_ct(ct, strides, valid, target, point_stride, channels)``; as `tile_of_x`, but a pixel whose
+    bit of `valid` is not set counts as zero.
+    """
+    pointer, index, table = types.CPointer(FLOATS[block.element]), types.int64, types.CPointer(types.int64)
+
+    @intrinsic
+    def emit(typing_context: Any, ct: Any, strides: Any, valid: Any, target: Any, point_stride: Any,
+             channels: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            ct, strides, valid, target, point_stride, channels = values
+            vectors, place_of = Vectors(builder, block.element, block.lanes), _walker(builder, strides, axes)
+            owned = [builder.icmp_signed("!=", builder.and_(valid, INDEX(1 << number)), INDEX(0))
+                     for number in range(PIXELS ** axes)]
+
+            def transform(c: Sequence[Any]) -> Sequence[Any]:
+                return c[0], builder.fadd(c[0], c[1]), builder.fsub(c[0], c[1]), builder.fsub(vectors.zero, c[1])
+
+            def emit_tile(mask: Any) -> None:
+                grid = {place: builder.select(owns, vectors.load(place_of(ct, place), mask), vectors.zero)
+                        for owns, place in zip(owned, _positions(PIXELS, axes), strict=True)}
+                for axis in reversed(range(axes)):
+                    grid = _along(grid, axis, transform, PIXELS)
+                for number, place in enumerate(_positions(POINTS, axes)):
+                    vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), point_stride)]))
+
+            _by_lanes(builder, vectors, channels, emit_tile)
+            return context.get_dummy_value()
+
+        return types.void(pointer, table, index, pointer, index, index), codegen
+
+    return emit
+
+
 def _walker(builder: Any, strides: Any, axes: int) -> Callable[[Any, Sequence[int]], Any]:
     """A function that moves a pointer to a position along axes whose strides lie in a table."""
     along = [builder.load(builder.gep(strides, [INDEX(axis)])) for axis in range(axes)]
@@ -180,5 +219,55 @@ def products(block: Block) -> Any:
             return context.get_dummy_value()
 
         return types.void(pointer, index, pointer, index, pointer, index), codegen
+
+    return emit
+
+
+def add_products(block: Block) -> Any:
+    """A function for kernels that adds products of columns of A with rows of B to a block of C.
+
+    ``c[i * block.columns + j] += sum over t < count of a[t * a_stride + i] * b[t * b_stride + j]``, for up to
+    `block.rows` rows i and all `block.columns` columns j, called
+    ``add_products(a, a_stride, b, b_stride, count, c, rows, fresh)``; with `fresh`, c counts as zero. Sums run in the
+    order of t, one fused multiply-add each.
+    """
+    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+
+    @intrinsic
+    def emit(typing_context: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, count: Any, c: Any, rows: Any,
+             fresh: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a, a_stride, b, b_stride, count, c, rows, fresh = values
+            vectors = Vectors(builder, block.element, block.lanes)
+
+            def emit_block(height: int) -> None:
+                places = [builder.gep(c, [INDEX(row * block.columns + vector * block.lanes)])
+                          for row in range(height) for vector in range(block.vectors)]
+                slots = [vectors.slot() for _ in places]
+                is_fresh = builder.icmp_signed("!=", fresh, INDEX(0))
+                with builder.if_else(is_fresh) as (begin, resume):
+                    with begin:
+                        for slot in slots:
+                            builder.store(vectors.zero, slot)
+                    with resume:
+                        for slot, place in zip(slots, places, strict=True):
+                            builder.store(vectors.load(place), slot)
+                with cgutils.for_range(builder, count) as loop:
+                    column = builder.gep(a, [builder.mul(loop.index, a_stride)])
+                    row_of_b = builder.gep(b, [builder.mul(loop.index, b_stride)])
+                    b_vectors = [vectors.load(builder.gep(row_of_b, [INDEX(vector * block.lanes)]))
+                                 for vector in range(block.vectors)]
+                    for row in range(height):
+                        factor = vectors.broadcast(builder.load(builder.gep(column, [INDEX(row)])))
+                        for vector, b_vector in enumerate(b_vectors):
+                            slot = slots[row * block.vectors + vector]
+                            builder.store(vectors.fma(factor, b_vector, builder.load(slot)), slot)
+                for slot, place in zip(slots, places, strict=True):
+                    vectors.store(builder.load(slot), place)
+
+            choose(builder, rows, block.heights, emit_block)
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, pointer, index, index, pointer, index, index), codegen
 
     return emit

@@ -1,4 +1,4 @@
-"""Winograd's convolutions against a loop over taps in float64, and against the sum over taps in float32."""
+"""Winograd's convolutions and weight gradients against loops over taps in float64, and against sums in float32."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from core.accel import chips
 from core.accel.kernels import conv as conv_kernels
-from core.accel.kernels import winograd
+from core.accel.kernels import winograd, winograd_dw
 from core.engine import ops
 from core.engine.jit import jit
 from tests.accel.stepping import Memory
-from tests.accel.test_conv import evaluate, expected_conv, laid_out
+from tests.accel.test_conv import evaluate, expected_conv, expected_conv_dw, laid_out
 
 
 @pytest.fixture(params=[chip.name for chip in chips.CHIPS])
@@ -32,14 +32,9 @@ def by_tiles(x, w, out, padding):
     return winograd.conv(x, w, out, padding, None)
 
 
-def by_taps(x, w, out, padding):
-    """Steps of the same sum over taps."""
-    ones = (1,) * len(padding)
-    fits, winograd.fits = winograd.fits, lambda *arguments: False
-    try:
-        return conv_kernels.conv(x, w, out, ones, padding, ones, ones, 1)
-    finally:
-        winograd.fits = fits
+def gradient_by_tiles(x, ct, w, padding):
+    """Steps of its weight gradient by tiles."""
+    return winograd_dw.conv_dw(x, w, ct, padding)
 
 
 def settings_of(padding):
@@ -57,36 +52,69 @@ def numbers(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_extents_and_strides(chip, seed):
-    rng = np.random.default_rng(seed)
+def settings_at_random(rng):
+    """Shapes of x and of the kernel, and the padding."""
     rank = int(rng.integers(1, 4))
     kernel = [int(taps) for taps in rng.choice([1, 3], rank)]
     kernel[int(rng.integers(rank))] = 3
     padding = tuple((0, 0) if taps == 1 else tuple(rng.integers(-1, 3, 2).tolist()) for taps in kernel)
-    space = [int(rng.integers(6, 12)) for _ in kernel]
     inputs, outputs = (int(rng.choice([1, 5, 16, 40])) for _ in range(2))
-    x = numbers(rng, int(rng.integers(1, 3)), *space, inputs)
-    w = laid_out(rng, numbers(rng, *kernel, inputs, outputs))[tuple(slice(None, None, -1) for _ in kernel)]
+    return (int(rng.integers(1, 3)), *rng.integers(6, 12, rank).tolist(), inputs), (*kernel, inputs, outputs), padding
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_extents_and_strides(chip, seed):
+    rng = np.random.default_rng(seed)
+    x_shape, w_shape, padding = settings_at_random(rng)
+    x, settings = numbers(rng, *x_shape), settings_of(padding)
+    w = laid_out(rng, numbers(rng, *w_shape))[tuple(slice(None, None, -1) for _ in padding)]
     found = evaluate(by_tiles, [x, w], out_shape(x, w, padding), x.dtype, (padding,))
-    expected = expected_conv(x, w, *settings_of(padding), groups=1)
-    magnitude = expected_conv(np.abs(x), np.abs(w), *settings_of(padding), groups=1).max()
+    magnitude = expected_conv(np.abs(x), np.abs(w), *settings, groups=1).max()
+    expected = expected_conv(x, w, *settings, groups=1)
     assert np.abs(found - expected).max() <= 4 * np.finfo(np.float32).eps * magnitude
 
 
-@pytest.mark.parametrize("shape, kernel", [((1, 33, 33, 33, 32), (3, 3, 3, 32, 32)),
-                                           ((2, 28, 28, 128), (3, 3, 128, 128)), ((4, 8, 8, 384), (1, 3, 384, 384))])
-def test_errors_are_those_of_the_sum_over_taps(shape, kernel):
+@pytest.mark.parametrize("seed", range(12))
+def test_random_gradients(chip, seed, monkeypatch):
+    monkeypatch.setattr(winograd_dw, "LEAST_AT_ONCE", 7)  # so that a run takes several lots of tiles
+    monkeypatch.setattr(winograd_dw, "COLUMNS", 32)
+    rng = np.random.default_rng(seed)
+    x_shape, w_shape, padding = settings_at_random(rng)
+    x, settings = numbers(rng, *x_shape), settings_of(padding)
+    ct = numbers(rng, *out_shape(x, np.empty(w_shape), padding))
+    found = evaluate(gradient_by_tiles, [x, ct], w_shape, x.dtype, (padding,))
+    magnitude = expected_conv_dw(np.abs(x), np.abs(ct), w_shape[:-2], *settings, groups=1).max()
+    expected = expected_conv_dw(x, ct, w_shape[:-2], *settings, groups=1)
+    assert np.abs(found - expected).max() <= 4 * np.finfo(np.float32).eps * magnitude
+
+
+LARGE = [((1, 33, 33, 33, 32), (3, 3, 3, 32, 32)), ((2, 28, 28, 128), (3, 3, 128, 128)),
+         ((4, 8, 8, 384), (1, 3, 384, 384))]
+
+
+def error(steps, expected):
+    """Root mean square of what steps, which take memory and a view of the result, differ from float64."""
+    memory, found = Memory(), np.empty(expected.shape, np.float32)
+    memory.run(steps(memory, memory.view(found)), 1)
+    return np.sqrt(np.mean((found - expected) ** 2))
+
+
+@pytest.mark.parametrize("shape, kernel", LARGE)
+def test_errors_are_those_of_the_sum_over_taps(shape, kernel, monkeypatch):
     rng = np.random.default_rng(0)
-    x, w = numbers(rng, *shape), numbers(rng, *kernel)
-    padding = tuple((taps // 2, taps // 2) for taps in kernel[:-2])
-    expected = expected_conv(x, w, *settings_of(padding), groups=1)
-    errors = []
-    for build in (by_tiles, by_taps):
-        memory, found = Memory(), np.empty(expected.shape, np.float32)
-        memory.run(build(memory.view(x), memory.view(w), memory.view(found), padding), 1)
-        errors.append(np.sqrt(np.mean((found - expected) ** 2)))
-    assert errors[0] <= 1.5 * errors[1]
+    x, w, ct = numbers(rng, *shape), numbers(rng, *kernel), numbers(rng, *shape[:-1], kernel[-1])
+    padding, ones = tuple((taps // 2, taps // 2) for taps in kernel[:-2]), (1,) * (len(kernel) - 2)
+    for files, views, expected in [
+            ((winograd, conv_kernels.conv), (x, w), expected_conv(x, w, *settings_of(padding), groups=1)),
+            ((winograd_dw, conv_kernels.conv_dw), (x, ct),
+             expected_conv_dw(x, ct, kernel[:-2], *settings_of(padding), groups=1))]:
+        file, build = files
+        errors = []
+        for by_tiles_chosen in (True, False):
+            monkeypatch.setattr(file, "fits", lambda *arguments, chosen=by_tiles_chosen: chosen)
+            errors.append(error(lambda memory, out, build=build, views=views: build(
+                *map(memory.view, views), out, ones, padding, ones, ones, 1), expected))
+        assert errors[0] <= 1.5 * errors[1]
 
 
 def test_small_whole_numbers_are_exact(chip):
@@ -95,6 +123,9 @@ def test_small_whole_numbers_are_exact(chip):
     padding = ((1, 1),) * 3
     found = evaluate(by_tiles, [x, w], (*x.shape[:-1], 18), x.dtype, (padding,))
     np.testing.assert_array_equal(found, expected_conv(x, w, *settings_of(padding), groups=1))
+    gradient = evaluate(gradient_by_tiles, [x, found[..., :5]], (3, 3, 3, 20, 5), x.dtype, (padding,))
+    expected = expected_conv_dw(x, found[..., :5], (3, 3, 3), *settings_of(padding), groups=1)
+    np.testing.assert_array_equal(gradient, expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.float32(3e38)])
@@ -110,6 +141,19 @@ def test_what_is_not_finite_reaches_only_those_who_meet_it(chip, value):
     hit[:, 3:6, 4:7] = True
     np.testing.assert_array_equal(found[hit], expected[hit])
     np.testing.assert_allclose(found[~hit], expected[~hit], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_reaches_only_the_gradients_that_meet_it(chip, value):
+    rng = np.random.default_rng(2)
+    x, ct, padding = numbers(rng, 2, 8, 9, 17), np.abs(numbers(rng, 2, 8, 9, 33)) + 1, ((1, 1), (1, 1))
+    x[1, 0, 0, 3] = value  # a corner, which does not meet all taps
+    found = evaluate(gradient_by_tiles, [x, ct], (3, 3, 17, 33), x.dtype, (padding,))
+    expected = expected_conv_dw(x, ct, (3, 3), *settings_of(padding), groups=1).astype(np.float32)
+    hit = ~np.isfinite(expected)
+    assert hit.sum() == 4 * 33
+    np.testing.assert_array_equal(found[hit], expected[hit])
+    np.testing.assert_allclose(found[~hit], expected[~hit], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("extent", [8, 9])
@@ -128,7 +172,7 @@ def test_what_follows_a_convolution_is_done_with_it(extent):
     np.testing.assert_allclose(jit(layer)(x, other).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
-def fits(x_shape, w_shape, **changes):
+def fits(x_shape, w_shape, file=winograd, **changes):
     """Whether tiles are chosen for a convolution that keeps the extents, with one setting or another."""
     memory = Memory()
     dtype = changes.pop("dtype", np.float32)
@@ -137,26 +181,32 @@ def fits(x_shape, w_shape, **changes):
     rank = len(x_shape) - 2
     given = {"stride": (1,) * rank, "padding": tuple((taps // 2,) * 2 for taps in w_shape[:-2]),
              "dilation": (1,) * rank, "groups": 1} | changes
-    return winograd.fits(x, w, out, **given)
+    return file.fits(x, w, out, **given)
 
 
-LAYER = ((1, 28, 28, 64), (3, 3, 64, 64))
+LAYER = ((8, 28, 28, 64), (3, 3, 64, 64))
 
 
-@pytest.mark.parametrize("x, w", [LAYER, ((1, 28, 28, 64), (1, 3, 64, 64)), ((1, 28, 28, 64), (3, 1, 64, 64)),
-                                  ((1, 9, 9, 9, 32), (3, 3, 3, 32, 32))])
-def test_layers_with_three_taps_go_by_tiles(x, w):
-    assert fits(x, w)
+BOTH = pytest.mark.parametrize("file", [winograd, winograd_dw], ids=["conv", "conv_dw"])
 
 
+@BOTH
+@pytest.mark.parametrize("x, w", [((8, 28, 28, 64), (3, 3, 64, 64)), ((8, 56, 56, 64), (1, 3, 64, 64)),
+                                  ((8, 56, 56, 64), (3, 1, 64, 64)), ((1, 17, 17, 17, 32), (3, 3, 3, 32, 32))])
+def test_layers_with_three_taps_go_by_tiles(file, x, w):
+    assert fits(x, w, file)
+
+
+@BOTH
 @pytest.mark.parametrize("x, w", [((1, 28, 28, 64), (1, 1, 64, 64)), ((1, 28, 28, 64), (5, 3, 64, 64)),
                                   ((1, 1, 28, 64), (3, 3, 64, 64)), ((1, 4, 4, 512), (3, 3, 512, 512)),
                                   ((1, 64, 64, 1), (3, 3, 1, 64))])
-def test_other_kernels_and_few_tiles_or_channels_do_not(x, w):
-    assert not fits(x, w)
+def test_other_kernels_and_few_tiles_or_channels_do_not(file, x, w):
+    assert not fits(x, w, file)
 
 
+@BOTH
 @pytest.mark.parametrize("changes", [{"stride": (2, 1)}, {"dilation": (1, 2)}, {"groups": 2}, {"dtype": np.float64},
                                      {"strides": (50176, 1, 28, 784)}])
-def test_other_settings_do_not(changes):
-    assert not fits(*LAYER, **changes)
+def test_other_settings_do_not(file, changes):
+    assert not fits(*LAYER, file, **changes)

@@ -15,7 +15,7 @@ from math import ceil, gcd, prod
 from typing import Any
 
 from core.accel.chips import block_for, host
-from core.accel.kernels import depthwise, narrow, panels, winograd
+from core.accel.kernels import depthwise, narrow, panels, winograd, winograd_dw
 from core.accel.kernels.gemm import Product, in_place, matmul, pack
 from core.accel.kernels.pad import Padding, padded
 from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
@@ -244,6 +244,8 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
         return []
     if depthwise.fits(x, out, ct, groups):
         return depthwise.conv_dw(x, out, ct, stride, padding, dilation)
+    if out.strides[-1] == 1 and winograd_dw.fits(x, out, ct, stride, padding, dilation, groups):
+        return winograd_dw.conv_dw(x, out, ct, padding)
     x, steps = padded(x, padding)
     group_in, group_out = out.shape[-2], out.shape[-1] // groups
     if needs_loop(out.shape[-1], groups):

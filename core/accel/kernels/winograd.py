@@ -4,87 +4,51 @@ Invariant: every element comes out of one order of operations that the shapes al
 its tile is computed again as a sum over taps, so that an infinity reaches those pixels only that meet it.
 
 A unit takes a run of tiles, some at a time: it transforms what they meet of x, multiplies each point of them by the
-transformed kernel, and transforms the sums into pixels. What lies between stays in the second cache. Nothing is padded:
-what a tile meets beyond the border is gathered with its zeros first. An odd extent ends with a tile that lies one pixel
-back and writes only the last one. Errors are relative to the largest of what a tile meets, not of what a pixel meets.
+transformed kernel, and transforms the sums into pixels. What lies between stays in the second cache. Errors are
+relative to the largest of what a tile meets, not of what a pixel meets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
 from core.accel.chips import Block, block_for, host
 from core.accel.kernels.pad import Padding
+from core.accel.kernels.tiles import (
+    AXIS_NUMBERS,
+    PIXELS,
+    POINTS,
+    TAPS,
+    TRANSFORM,
+    WORTHWHILE,
+    Tiles,
+    can_be_tiled,
+    odd_lines,
+    up,
+    walk,
+)
 from core.accel.step import Epilogue, Step, View, contiguous
 from core.engine import dtypes
 
-PIXELS, TAPS, POINTS = 2, 3, 4
-"""Of a tile along an axis; see `core.accel.winograd`."""
 UNITS = 32
 """Most units of a step; each has scratch of its own."""
-LINE = 64
-"""Bytes of a cache line."""
-_TRANSFORM = 6
-"""Products that take as long as the transforms of one channel at one point of a tile."""
 _TRANSFORM_OF_KERNEL = 16
-"""The same for one element of the transformed kernel."""
-_WORTHWHILE = 0.85
-"""Share of the work of the sum over taps up to which this way is taken."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How tiles cover the pixels of out.
-
-    Attributes
-    ----------
-    plain : (extent, stride in x, stride in out) of the batch and of axes with one tap
-    axes : (tiles, extent of out, extent of x, zeros before x, strides in x, out and w) of axes with three taps
-    """
-
-    plain: tuple[tuple[int, ...], ...]
-    axes: tuple[tuple[int, ...], ...]
-
-    @staticmethod
-    def over(x: View, w: View, out: View, padding: Padding) -> Tiles:
-        """Tiles of a convolution with one or three taps along each axis."""
-        plain, axes = [(x.shape[0], x.strides[0], out.strides[0])], []
-        for axis, (low, _) in enumerate(padding):
-            extent, along, to = out.shape[axis + 1], x.strides[axis + 1], out.strides[axis + 1]
-            if w.shape[axis] == 1:
-                plain.append((extent, along, to))
-            else:
-                axes.append((ceil(extent / PIXELS), extent, x.shape[axis + 1], low, along, to, w.strides[axis]))
-        return Tiles(tuple(plain), tuple(axes))
-
-    @property
-    def count(self) -> int:
-        return prod(dim[0] for dim in (*self.plain, *self.axes))
-
-    @property
-    def points(self) -> int:
-        return POINTS ** len(self.axes)
+"""Products that take as long as the transform of the kernel to one point, for one input and output."""
 
 
 def fits(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
          groups: int) -> bool:
     """Whether a convolution can be done this way, and is quicker so by a rough count of its work."""
-    taps = w.shape[:-2]
-    if not (x.dtype is w.dtype is out.dtype is dtypes.float32 and groups == max(stride) == max(dilation) == 1
-            and set(taps) <= {1, TAPS} and TAPS in taps and x.strides[-1] == out.strides[-1] == 1
-            and all(low == high == 0 for count, (low, high) in zip(taps, padding, strict=True) if count == 1)
-            and all(extent >= PIXELS for count, extent in zip(taps, out.shape[1:], strict=False) if count == TAPS)):
+    if not can_be_tiled(x, w, out, stride, padding, dilation, groups):
         return False
     tiles, (inputs, outputs) = Tiles.over(x, w, out, padding), w.shape[-2:]
-    width = block_for(host(), "f32", outputs).columns
-    direct = prod(out.shape[:-1]) * prod(taps) * inputs * outputs
-    padded = ceil(outputs / width) * width
-    ours = tiles.points * (tiles.count * (inputs * padded + _TRANSFORM * (inputs + padded))
-                           + _TRANSFORM_OF_KERNEL * inputs * padded)
-    return ours <= _WORTHWHILE * direct
+    columns = up(outputs, block_for(host(), "f32", outputs).columns)
+    direct = prod(out.shape[:-1]) * prod(w.shape)
+    ours = tiles.points * (tiles.count * (inputs * columns + TRANSFORM * (inputs + columns))
+                           + _TRANSFORM_OF_KERNEL * inputs * columns)
+    return ours <= WORTHWHILE * direct
 
 
 def conv(x: View, w: View, out: View, padding: Padding, epilogue: Epilogue | None) -> list[Step]:
@@ -93,10 +57,10 @@ def conv(x: View, w: View, out: View, padding: Padding, epilogue: Epilogue | Non
     block = block_for(host(), "f32", outputs)
     packed, steps = transformed(w, block)
     at_once = _tiles_at_once(tiles, block, inputs, outputs)
-    run = _up(ceil(tiles.count / UNITS), at_once)
+    run = up(ceil(tiles.count / UNITS), at_once)
     units = ceil(tiles.count / run)
-    pitch, columns = _up(inputs, block.lanes), _up(outputs, block.columns)
-    x_point, sums_point = (_odd_lines(at_once * extent) for extent in (pitch, columns))
+    pitch, columns = up(inputs, block.lanes), up(outputs, block.columns)
+    x_point, sums_point = (odd_lines(at_once * extent) for extent in (pitch, columns))
     scratch = contiguous(dtypes.float32, (units, tiles.points * (x_point + sums_point + pitch)), "tiles")
     dims = (inputs, outputs, tiles.count, run, at_once, pitch, columns, x_point, sums_point, scratch.strides[0],
             *w.strides[-2:], outputs, len(tiles.plain), *sum(tiles.plain, ()), *sum(tiles.axes, ()))
@@ -111,16 +75,7 @@ def _tiles_at_once(tiles: Tiles, block: Block, inputs: int, outputs: int) -> int
     """Tiles whose points fill half of the second cache, in whole blocks; several blocks, for each reads the kernel."""
     size = 4 * tiles.points * (inputs + outputs)
     blocks = min(max(host().second_cache // 2 // (size * block.rows), 4), 16)
-    return min(blocks * block.rows, _up(tiles.count, block.rows))
-
-
-def _up(number: int, multiple: int) -> int:
-    return ceil(number / multiple) * multiple
-
-
-def _odd_lines(elements: int) -> int:
-    """At least so many elements in an odd number of cache lines: points so far apart do not meet in the cache."""
-    return (ceil(4 * elements / LINE) | 1) * LINE // 4
+    return min(blocks * block.rows, up(tiles.count, block.rows))
 
 
 def transformed(w: View, block: Block) -> tuple[View, list[Step]]:
@@ -207,72 +162,37 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
     from core.accel.kernels.scalar import leave
 
     f32, at, strided = pointer.f32, simd.at, simd.strided
-    tile_of_x, tile_of_out = winograd.tile_of_x(block, axes), winograd.tile_of_out(block, axes)
+    (prepare, locate, transform_x), tile_of_out = walk(block, axes), winograd.tile_of_out(block, axes)
     products = winograd.products(block)
     table_on_stack, zeros_on_stack = simd.stack(types.int64, 4 * axes), simd.stack(types.float32, block.lanes)
     lanes, width, rows = block.lanes, block.columns, block.rows
-    points, pixels, taps, numbers = POINTS ** axes, PIXELS ** axes, TAPS ** axes, 7
+    points, pixels, taps = POINTS ** axes, PIXELS ** axes, TAPS ** axes
     (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
-
-    @register_jitable
-    def locate(axis_dims: Any, tile: int, starts: Any) -> tuple[int, int, int]:
-        """Where a tile is: its offset in out, the pixels that it writes as bits, and whether all it meets is in x.
-
-        `starts` gets its first pixel of out along each axis.
-        """
-        place, valid, inside = 0, (1 << pixels) - 1, True
-        for axis in range(axes - 1, -1, -1):
-            dim = at(axis_dims, numbers * axis)
-            number = tile % dim[0]
-            tile //= dim[0]
-            start = min(number * PIXELS, dim[1] - PIXELS)
-            starts[axis] = start
-            place += start * dim[5]
-            inside = inside and dim[3] <= start <= dim[2] + dim[3] - POINTS
-            if start < number * PIXELS:
-                for pixel in range(pixels):
-                    if pixel >> (axes - 1 - axis) & 1 == 0:
-                        valid &= ~(1 << pixel)
-        return place, valid, int(inside)
-
-    @register_jitable
-    def gather(x: Any, axis_dims: Any, starts: Any, channels: int, target: Any, pitch: int) -> None:
-        """Copy what a tile meets of x, and zeros for what lies beyond its borders, row-major."""
-        for point in range(points):
-            left, inside, offset = point, True, 0
-            for axis in range(axes - 1, -1, -1):
-                dim = at(axis_dims, numbers * axis)
-                position = starts[axis] + left % POINTS - dim[3]
-                left //= POINTS
-                inside = inside and 0 <= position < dim[2]
-                offset += position * dim[4]
-            line = at(target, point * pitch)
-            if inside:
-                source = at(x, offset)
-                for channel in range(channels):
-                    line[channel] = source[channel]
-            else:
-                for channel in range(channels):
-                    line[channel] = 0
 
     @register_jitable
     def sum_over_taps(x: Any, w: Any, d: Any, axis_dims: Any, starts: Any, pixel: int, out: Any) -> None:
         """One pixel of out, by definition."""
-        for column in range(d[1]):
-            total = np.float32(0)
-            for tap in range(taps):
-                left, inside, x_offset, w_offset = tap, True, 0, 0
-                for axis in range(axes - 1, -1, -1):
-                    dim = at(axis_dims, numbers * axis)
-                    position = starts[axis] + (pixel >> (axes - 1 - axis) & 1) + left % TAPS - dim[3]
-                    inside = inside and 0 <= position < dim[2]
-                    x_offset += position * dim[4]
-                    w_offset += left % TAPS * dim[6]
-                    left //= TAPS
-                for channel in range(d[0]):
-                    factor = x[x_offset + channel] if inside else np.float32(0)
-                    total += factor * w[w_offset + channel * d[10] + column * d[11]]
-            out[column] = total
+        inputs, outputs, w_in, w_out = d[0], d[1], d[10], d[11]
+        for column in range(outputs):
+            out[column] = 0
+        for tap in range(taps):
+            left, inside, x_offset, w_offset = tap, True, 0, 0
+            for axis in range(axes - 1, -1, -1):
+                dim = at(axis_dims, AXIS_NUMBERS * axis)
+                position = starts[axis] + (pixel >> (axes - 1 - axis) & 1) + left % TAPS - dim[3]
+                inside = inside and 0 <= position < dim[2]
+                x_offset += position * dim[4]
+                w_offset += left % TAPS * dim[6]
+                left //= TAPS
+            for channel in range(inputs):
+                factor = x[x_offset + channel] if inside else np.float32(0)
+                weights = at(w, w_offset + channel * w_in)
+                if w_out == 1:
+                    for column in range(outputs):
+                        out[column] += factor * weights[column]
+                else:
+                    for column in range(outputs):
+                        out[column] += factor * weights[column * w_out]
 
     @register_jitable
     def offset_of(pixel: int, strides: Any) -> int:
@@ -294,14 +214,10 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
         inputs, outputs, tiles, run, at_once, pitch, columns = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
         x_point, sums_point, scratch_size, length, rank = d[7], d[8], d[9], d[12], d[13]
         plain, axis_dims = at(d, 14), at(d, 14 + 3 * rank)
-        starts, zeros = table_on_stack(), zeros_on_stack()
-        x_strides, out_strides, gathered_strides = at(starts, axes), at(starts, 2 * axes), at(starts, 3 * axes)
-        tiles_of_image, step = 1, pitch
-        for axis in range(axes - 1, -1, -1):
-            dim = at(axis_dims, numbers * axis)
-            tiles_of_image *= dim[0]
-            x_strides[axis], out_strides[axis], gathered_strides[axis] = dim[4], dim[5], step
-            step *= POINTS
+        table, zeros = table_on_stack(), zeros_on_stack()
+        tiles_of_image, out_strides = prepare(axis_dims, pitch, table), at(table, 3 * axes)
+        for axis in range(axes):
+            out_strides[axis] = axis_dims[AXIS_NUMBERS * axis + 5]
         for unit in range(begin, end):
             of_x = at(f32(p, 3), unit * scratch_size)
             sums = at(of_x, points * x_point)
@@ -309,19 +225,8 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
             stop = min(tiles, (unit + 1) * run)
             for first in range(unit * run, stop, at_once):
                 count = min(at_once, stop - first)
-                for number in range(count):
-                    image, tile = (first + number) // tiles_of_image, (first + number) % tiles_of_image
-                    x, strides = at(f32(p, 0), strided(plain, rank, 3, 1, image)), x_strides
-                    _, _, inside = locate(axis_dims, tile, starts)
-                    if inside != 0:
-                        for axis in range(axes):
-                            x = at(x, (starts[axis] - axis_dims[numbers * axis + 3]) * x_strides[axis])
-                    else:
-                        gather(x, axis_dims, starts, inputs, gathered, pitch)
-                        x, strides = gathered, gathered_strides
-                    for channel in range(0, inputs, lanes):
-                        tile_of_x(at(x, channel), strides, at(of_x, number * pitch + channel), x_point,
-                                  inputs - channel)
+                transform_x(f32(p, 0), plain, rank, axis_dims, tiles_of_image, first, count, inputs, table, gathered,
+                            of_x, pitch, x_point)
                 for point in range(points):
                     for column in range(0, columns, width):
                         b = at(f32(p, 1), (point * columns + column) * inputs)
@@ -330,7 +235,7 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
                                      at(sums, point * sums_point + row * columns + column), columns)
                 for number in range(count):
                     image, tile = (first + number) // tiles_of_image, (first + number) % tiles_of_image
-                    place, valid, _ = locate(axis_dims, tile, starts)
+                    place, valid, _ = locate(axis_dims, tile, table)
                     place += strided(plain, rank, 3, 2, image)
                     out = at(f32(p, 2), place)
                     if fused:
@@ -349,7 +254,7 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
                             offset = offset_of(pixel, out_strides)
                             if not finite:
                                 x = at(f32(p, 0), strided(plain, rank, 3, 1, image))
-                                sum_over_taps(x, f32(p, 4), d, axis_dims, starts, pixel, at(out, offset))
+                                sum_over_taps(x, f32(p, 4), d, axis_dims, table, pixel, at(out, offset))
                             if fused:
                                 finish(at(p, 5), at(out, offset), place + offset, (place + offset) % length, length,
                                        outputs)

@@ -1,0 +1,237 @@
+"""Weight gradients of convolutions with three taps at stride 1, by Winograd's tiles: fewer products than taps.
+
+Invariant: every element comes out of one order of operations that the shapes alone decide. An element that is not
+finite is computed again as a sum over pixels.
+
+Two steps: units of the first one take a run of tiles and some of the output's channels, transform what the tiles meet
+of x and of the output's gradient, and sum the products of all tiles at each point. The second step adds what the runs
+have found and transforms it into taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import Any
+
+from core.accel.chips import Block, block_for, host
+from core.accel.kernels.pad import Padding
+from core.accel.kernels.tiles import (
+    AXIS_NUMBERS,
+    POINTS,
+    TAPS,
+    TRANSFORM,
+    WORTHWHILE,
+    Tiles,
+    can_be_tiled,
+    odd_lines,
+    up,
+    walk,
+)
+from core.accel.step import Step, View, contiguous
+from core.engine import dtypes
+
+UNITS = 16
+"""About so many units the first step has, if there are tiles enough."""
+COLUMNS = 128
+"""Channels of the output's gradient of a unit; all transform x again."""
+LEAST_AT_ONCE = 48
+"""Tiles that are transformed before their products are summed."""
+SUMS_LIMIT = 16 << 20
+"""Bytes of sums of all units, beyond which there are fewer runs."""
+_SUM = 40
+"""Products that take as long as it takes to clear and add an element of the sums."""
+
+
+def fits(x: View, w: View, ct: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
+         groups: int) -> bool:
+    """Whether a gradient can be done this way, and is quicker so by a rough count of its work."""
+    if not can_be_tiled(x, w, ct, stride, padding, dilation, groups):
+        return False
+    tiles, (inputs, outputs) = Tiles.over(x, w, ct, padding), w.shape[-2:]
+    block = block_for(host(), "f32", outputs)
+    columns, (groups, runs, _) = up(outputs, block.columns), _units(tiles, block, inputs, outputs)
+    direct = prod(ct.shape[:-1]) * prod(w.shape)
+    ours = tiles.points * (tiles.count * (inputs * columns + TRANSFORM * (inputs * groups + columns))
+                           + runs * _SUM * inputs * columns)
+    return ours <= WORTHWHILE * direct
+
+
+def _units(tiles: Tiles, block: Block, inputs: int, outputs: int) -> tuple[int, int, int]:
+    """Groups of columns, runs of tiles, and tiles of a run."""
+    groups = ceil(outputs / COLUMNS)
+    size = 4 * tiles.points * inputs * up(outputs, block.columns)
+    at_once = _tiles_at_once(tiles, inputs, outputs)
+    runs = max(1, min(ceil(UNITS / groups), SUMS_LIMIT // size, ceil(tiles.count / at_once)))
+    run = up(ceil(tiles.count / runs), at_once)
+    return groups, ceil(tiles.count / run), run
+
+
+def _tiles_at_once(tiles: Tiles, inputs: int, outputs: int) -> int:
+    """Tiles whose points fill half of the second cache, and no few: the sums come and go with each lot of them."""
+    size = 4 * tiles.points * (inputs + min(outputs, COLUMNS))
+    return max(LEAST_AT_ONCE, host().second_cache // 2 // size)
+
+
+def conv_dw(x: View, w: View, ct: View, padding: Padding) -> list[Step]:
+    """Steps of a gradient that `fits`; w, which is written, and the others as in `kernels.conv.conv_dw`."""
+    tiles, (inputs, outputs) = Tiles.over(x, w, ct, padding), w.shape[-2:]
+    block = block_for(host(), "f32", outputs)
+    groups, runs, run = _units(tiles, block, inputs, outputs)
+    at_once = _tiles_at_once(tiles, inputs, outputs)
+    pitch, width = up(inputs, max(block.lanes, block.rows)), min(up(outputs, block.columns), COLUMNS)
+    x_point, ct_point = (odd_lines(at_once * extent) for extent in (pitch, width))
+    panels, rows = ceil(outputs / block.columns), up(inputs, block.rows)
+    sums = contiguous(dtypes.float32, (runs, tiles.points, panels, rows, block.columns), "sums of tiles")
+    scratch = contiguous(dtypes.float32, (groups * runs, tiles.points * (x_point + ct_point + pitch)), "tiles")
+    along = (len(tiles.plain), *sum(tiles.plain, ()), *sum(tiles.axes, ()))
+    dims = (inputs, outputs, tiles.count, run, at_once, runs, pitch, width, x_point, ct_point, scratch.strides[0],
+            panels, rows, *along)
+    flops = 2 * prod(w.shape) * prod(ct.shape[:-1])
+    summing = Step(_text("sums_kernel", block, len(tiles.axes)), (x, ct, sums, scratch), (2, 3), dims, groups * runs,
+                   name="winograd sums", flops=flops, nbytes=sum(view.buffer.nbytes for view in (x, ct, sums)))
+    dims = (inputs, outputs, runs, panels, rows, w.strides[-2], prod(extent for extent, *_ in tiles.plain), *along)
+    taps = Step(_text("taps_kernel", block, len(tiles.axes)), (x, ct, sums, w), (3,), dims, panels * inputs,
+                name="winograd conv_dw", nbytes=sums.buffer.nbytes + w.buffer.nbytes)
+    return [summing, taps]
+
+
+def _text(factory: str, block: Block, axes: int) -> str:
+    """Source of a kernel module that calls one factory of this file."""
+    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.winograd_dw import {factory}\n"
+            f"kernel = {factory}({block!r}, {axes})\n")
+
+
+def sums_kernel(block: Block, axes: int) -> Any:
+    """Kernel of the first step; units are (group of columns, run of tiles); p = x, ct, sums, scratch.
+
+    d = inputs, outputs, tiles, tiles of a run and at once, runs, channels between tiles of x and of ct, elements
+    between points of them and between units of scratch, panels, rows of a panel of sums, plain dims, those, and the
+    axes of `Tiles`.
+    """
+    from numba import types
+
+    from core.accel import pointer, simd, winograd
+
+    f32, at, strided = pointer.f32, simd.at, simd.strided
+    (prepare, locate, transform_x), tile_of_ct = walk(block, axes), winograd.tile_of_ct(block, axes)
+    add_products, table_on_stack = winograd.add_products(block), simd.stack(types.int64, 4 * axes)
+    lanes, columns, height, points = block.lanes, block.columns, block.rows, POINTS ** axes
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        inputs, outputs, tiles, run, at_once, runs, pitch, width = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
+        x_point, ct_point, scratch_size, panels, rows, rank = d[8], d[9], d[10], d[11], d[12], d[13]
+        plain, axis_dims = at(d, 14), at(d, 14 + 3 * rank)
+        table = table_on_stack()
+        tiles_of_image, ct_strides = prepare(axis_dims, pitch, table), at(table, 3 * axes)
+        for axis in range(axes):
+            ct_strides[axis] = axis_dims[AXIS_NUMBERS * axis + 5]
+        for unit in range(begin, end):
+            of_x = at(f32(p, 3), unit * scratch_size)
+            of_ct = at(of_x, points * x_point)
+            gathered = at(of_ct, points * ct_point)
+            begin_tile, first_column = unit % runs * run, unit // runs * width
+            stop, last_column = min(tiles, begin_tile + run), min(outputs, first_column + width)
+            for first in range(begin_tile, stop, at_once):
+                count = min(at_once, stop - first)
+                transform_x(f32(p, 0), plain, rank, axis_dims, tiles_of_image, first, count, inputs, table, gathered,
+                            of_x, pitch, x_point)
+                for number in range(count):
+                    image, tile = (first + number) // tiles_of_image, (first + number) % tiles_of_image
+                    place, valid, _ = locate(axis_dims, tile, table)
+                    ct = at(f32(p, 1), place + strided(plain, rank, 3, 2, image))
+                    for column in range(first_column, last_column, lanes):
+                        tile_of_ct(at(ct, column), ct_strides, valid,
+                                   at(of_ct, number * width + column - first_column), ct_point, last_column - column)
+                for point in range(points):
+                    for column in range(first_column, last_column, columns):
+                        panel = (unit % runs * points + point) * panels + column // columns
+                        b = at(of_ct, point * ct_point + column - first_column)
+                        for row in range(0, inputs, height):
+                            add_products(at(of_x, point * x_point + row), pitch, b, width, count,
+                                         at(f32(p, 2), (panel * rows + row) * columns), inputs - row,
+                                         int(first == begin_tile))
+
+    return kernel
+
+
+def taps_kernel(block: Block, axes: int) -> Any:
+    """Kernel of the second step; units are (panel, input); p = x, ct, sums, w.
+
+    d = inputs, outputs, runs, panels, rows of a panel of sums, stride of w's inputs, images, plain dims, those, and the
+    axes of `Tiles`.
+    """
+    import numpy as np
+    from numba import types
+    from numba.extending import register_jitable
+
+    from core.accel import pointer, simd
+
+    f32, at, strided = pointer.f32, simd.at, simd.strided
+    half, largest = np.float32(0.5), np.finfo(np.float32).max
+    columns, points, taps = block.columns, POINTS ** axes, TAPS ** axes
+    grid_on_stack = simd.stack(types.float32, points * columns)
+
+    @register_jitable
+    def sum_over_pixels(x: Any, ct: Any, plain: Any, rank: int, images: int, axis_dims: Any, tap: int, valid: int,
+                        w: Any) -> None:
+        """Some columns of one tap for one input, by definition."""
+        for j in range(valid):
+            w[j] = 0
+        pixels = images
+        for axis in range(axes):
+            pixels *= axis_dims[AXIS_NUMBERS * axis + 1]
+        for pixel in range(pixels):
+            left, left_tap, inside, x_offset, ct_offset = pixel, tap, True, 0, 0
+            for axis in range(axes - 1, -1, -1):
+                dim = at(axis_dims, AXIS_NUMBERS * axis)
+                position = left % dim[1] + left_tap % TAPS - dim[3]
+                inside = inside and 0 <= position < dim[2]
+                x_offset += position * dim[4]
+                ct_offset += left % dim[1] * dim[5]
+                left //= dim[1]
+                left_tap //= TAPS
+            factor = np.float32(0)
+            if inside:
+                factor = x[x_offset + strided(plain, rank, 3, 1, left)]
+            line = at(ct, ct_offset + strided(plain, rank, 3, 2, left))
+            for j in range(valid):
+                w[j] += factor * line[j]
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        inputs, outputs, runs, panels, rows, w_in, images, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
+        plain, axis_dims, grid = at(d, 8), at(d, 8 + 3 * rank), grid_on_stack()
+        for unit in range(begin, end):
+            panel, i = unit // inputs, unit % inputs
+            valid = min(columns, outputs - panel * columns)
+            for point in range(points):
+                target = at(grid, point * columns)
+                for run in range(runs):
+                    source = at(f32(p, 2), (((run * points + point) * panels + panel) * rows + i) * columns)
+                    for j in range(columns):
+                        target[j] = source[j] if run == 0 else target[j] + source[j]
+            for axis in range(axes):
+                step = POINTS ** axis
+                for line in range(points // POINTS):
+                    first = at(grid, (line // step * POINTS * step + line % step) * columns)
+                    second, third = at(first, step * columns), at(first, 2 * step * columns)
+                    fourth = at(first, 3 * step * columns)
+                    for j in range(columns):
+                        outer, inner = half * (second[j] + third[j]), half * (second[j] - third[j])
+                        first[j], second[j], third[j] = first[j] + outer, inner, outer + fourth[j]
+            for tap in range(taps):
+                place, left, offset = 0, tap, 0
+                for axis in range(axes - 1, -1, -1):
+                    place += left % TAPS * POINTS ** (axes - 1 - axis)
+                    offset += left % TAPS * axis_dims[AXIS_NUMBERS * axis + 6]
+                    left //= TAPS
+                source, w = at(grid, place * columns), at(f32(p, 3), offset + i * w_in + panel * columns)
+                finite = True
+                for j in range(valid):
+                    w[j] = source[j]
+                    finite = finite and abs(source[j]) <= largest  # false of NaN
+                if not finite:
+                    sum_over_pixels(at(f32(p, 0), i), at(f32(p, 1), panel * columns), plain, rank, images, axis_dims,
+                                    tap, valid, w)
+
+    return kernel
