@@ -270,7 +270,7 @@ def accel_report(model: str, chip: str, batch: int | None, data: Sequence[Path],
     elif batch is not None:
         raise ConfigError("--batch is for named networks; a run's batches are those of its data")
     else:
-        found = report.report_of_graph(*_graph_of_run(Path(model), data), chip)
+        found = report.report_of_graph(*_graph_of_run(Path(model), data)[:3], chip)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in found.files.items():
         with written_whole(out / name, "w") as file:
@@ -278,9 +278,28 @@ def accel_report(model: str, chip: str, batch: int | None, data: Sequence[Path],
     return Outcome(found.numbers, out)
 
 
-def _graph_of_run(path: Path, data: Sequence[Path]) -> tuple[str, Any, int]:
-    """Name and graph of the model of a run on its first batch, and how many of the inputs are weights."""
+def accel_instructions(run: Path, data: Sequence[Path], with_host: bool, out: Path) -> Outcome:
+    """The instruction stream of TPU v1 for the model of a run, in a file, and what it gives on the simulated chip.
+
+    Parameters
+    ----------
+    data : of which a batch is taken; empty for the held-out part of the run's own
+    with_host : whether the host may compute between two layers of the chip
+    """
+    from core.engine.checkpoint import written_whole
+
+    _check_place(out)
+    name, graph, held, arrays = _graph_of_run(run, data)
+    found = importlib.import_module("core.accel.tpu.listing").listing(name, graph, held, arrays, with_host)
+    with written_whole(out, "w") as file:
+        file.write(found.text)
+    return Outcome(found.numbers, out)
+
+
+def _graph_of_run(path: Path, data: Sequence[Path]) -> tuple[str, Any, int, list[Any]]:
+    """Name and graph of the model of a run on its first batch, how many inputs are weights, and all inputs' arrays."""
     from core.engine import tree
+    from core.engine.array import as_array
     from core.engine.jit import close, jit
     from core.engine.refusals import Refusals
     from core.engine.run import RunDirectory
@@ -291,8 +310,10 @@ def _graph_of_run(path: Path, data: Sequence[Path]) -> tuple[str, Any, int]:
     with tempfile.TemporaryDirectory() as folder, Refusals(Path(folder) / "refused.csv") as refused:
         subject: Quantisable = load(app.quantisable)(
             run=run, config=load_config(load(app.config), run.config_path), data=tuple(data), refused=refused)
-    graph = close(jit(subject.call).trace(subject.model, subject.batches[0]))
-    return f"{app.name} {path.name}", graph, len(tree.leaves(subject.model))
+    arguments = subject.model, subject.batches[0]
+    graph = close(jit(subject.call).trace(*arguments))
+    arrays = [as_array(leaf).numpy() for leaf in tree.leaves(arguments)]
+    return f"{app.name} {path.name}", graph, len(tree.leaves(subject.model)), arrays
 
 
 def bench(words: Sequence[str], peers: Path | None, quick: bool, resume: bool) -> int:

@@ -72,6 +72,14 @@ def _accel() -> cyclopts.App:
         _option("out", Path, "folder to write to"), _json()],
         lambda given, _: commands.accel_report(given["model"], given["chip"], given["batch"], given.get("data", ()),
                                                given["out"]))
+    _add(branch, "instructions", "Write the instruction stream of TPU v1 for a run of few bits, and run it on the "
+                                 "simulated chip.", [
+        _positional("run", Path, "directory of a run that quantize made"),
+        _data("files or folders of which a run sees a batch, instead of the held-out part of its own", required=False),
+        _option("with_host", bool, "let the host compute between two layers what the chip cannot", False),
+        _option("out", Path, "text file to write"), _json()],
+        lambda given, _: commands.accel_instructions(given["run"], given.get("data", ()), given["with_host"],
+                                                     given["out"]))
     return branch
 
 

@@ -190,6 +190,17 @@ def replay(graph: Graph, arguments: Sequence[Array]) -> dict[Value, Array]:
     return known
 
 
+def restage(graph: Graph, staging: Staging) -> Graph:
+    """A graph as an empty staging stages its equations anew."""
+    arguments = [staging.argument(value.aval) for value in graph.inputs]
+    with interpret(staging):
+        outputs = call_graph(graph, arguments)
+    staged = staging.graph
+    staged.outputs = [staging.value(output) for output in outputs]
+    staged.constants = {staging.value(array): array.storage for array in staging.captures}
+    return staged
+
+
 def call_graph(graph: Graph, arguments: Sequence[Array]) -> list[Array]:
     """The outputs of a graph applied to arrays in the present context."""
     known = replay(graph, arguments)

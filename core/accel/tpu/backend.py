@@ -13,10 +13,10 @@ from core.accel.cpu import CpuExecutable
 from core.accel.tpu.cycles import estimate
 from core.accel.tpu.machine import machine
 from core.accel.tpu.numerics import round_products
+from core.accel.tpu.refusal import refused
 from core.accel.tpu.steps import Estimate
 from core.engine import dtypes
 from core.engine.backends import Options, Report
-from core.engine.errors import DeviceError, compose
 from core.engine.graph import Equation, Graph
 
 
@@ -75,10 +75,10 @@ class IntegerTpu:
     name: str
 
     def compile(self, graph: Graph, options: Options) -> CpuExecutable:
-        self._check(graph)
+        self.check(graph)
         return _executable(graph, graph, options, self.name, self.name, "int8")
 
-    def _check(self, graph: Graph) -> None:
+    def check(self, graph: Graph) -> None:
         """Refuse products that the matrix unit cannot do.
 
         Raises
@@ -89,18 +89,12 @@ class IntegerTpu:
         for equation in graph.equations:
             for inner in equation.params.values():
                 if isinstance(inner, Graph):
-                    self._check(inner)
+                    self.check(inner)
             if equation.op.family == "contract" and not _is_of_bytes(equation):
-                raise DeviceError(self._refusal(equation))
-
-    def _refusal(self, equation: Equation) -> str:
-        at = f" at {equation.where}" if str(equation.where) else ""
-        first, second = (str(value.aval) for value in equation.inputs)
-        return compose(f"{self.name} cannot compute {equation.op.name}{at}", [
-            ("found", f"{first} times {second}"),
-            ("rule", "the chip multiplies i8 by i8 and u8 by i8, and sums in i32"),
-            ("hint", "quantise the run first: tilework APP quantize RUN --bits 8 --out RUN8"),
-        ])
+                first, second = (str(value.aval) for value in equation.inputs)
+                raise refused(equation, f"{first} times {second}",
+                              "the chip multiplies i8 by i8 and u8 by i8, and sums in i32",
+                              "quantise the run first: tilework APP quantize RUN --bits 8 --out RUN8")
 
 
 def _is_of_bytes(product: Equation) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -50,10 +50,26 @@ class Memories:
 
 
 class Function(enum.IntEnum):
-    """What the activation unit does to sums before they become bytes."""
+    """What the activation unit makes of sums.
+
+    IDENTITY bytes; RELU bytes of at least the zero point; RELU6 those, and of no more than a ceiling, such as the byte
+    of 6; TABLE the bytes that a table of 256 has for bytes, such as sigmoid or tanh; SUMS the four bytes of each sum,
+    lowest first, in four rows that follow each other.
+    """
 
     IDENTITY = 0
     RELU = 1
+    RELU6 = 2
+    TABLE = 3
+    SUMS = 4
+
+
+class Pool(enum.IntEnum):
+    """What the activation unit makes of the bytes of a window."""
+
+    NONE = 0
+    MAX = 1
+    AVERAGE = 2
 
 
 def _bits(first: int, count: int, kind: Callable[[int], Any] = int) -> dict[str, Any]:
@@ -62,6 +78,19 @@ def _bits(first: int, count: int, kind: Callable[[int], Any] = int) -> dict[str,
 
 
 _BUFFER, _ACCUMULATOR = _bits(0, 24), _bits(24, 16)
+_LINES, _LENGTH = _bits(40, 13), _bits(53, 13)
+"""The two dimensions of a length; 13 bits count all rows of the accumulators."""
+
+
+def _span(first: int, count: int) -> str:
+    """``first..last`` of so many."""
+    return f"{first}..{first + count - 1}" if count != 1 else str(first)
+
+
+def _lines(lines: int, length: int, pitch: int, stride: int = 1) -> str:
+    """Rows in lines, in words."""
+    strided = f", {stride} apart" if stride != 1 else ""
+    return f"{lines} x {length} rows{strided}, lines {pitch} apart" if lines != 1 else f"1 x {length} rows{strided}"
 
 
 @dataclass(frozen=True)
@@ -72,14 +101,12 @@ class Instruction:
     opcode: ClassVar[int]
 
     def __str__(self) -> str:
-        words = []
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, bool):
-                words += [entry.name] if value else []
-            else:
-                words.append(f"{entry.name} {value.name.lower() if isinstance(value, Function) else value}")
-        return f"{self.name:<18} {', '.join(words)}".rstrip()
+        flags = [entry.name for entry in dataclasses.fields(self) if getattr(self, entry.name) is True]
+        return f"{self.name:<18} {', '.join([*self.words(), *flags])}".rstrip()
+
+    def words(self) -> list[str]:
+        """What it does, but for its flags."""
+        return []
 
     def encode(self) -> bytes:
         """The 12 bytes.
@@ -108,6 +135,9 @@ class ReadHostMemory(Instruction):
     rows: int = field(metadata=_bits(24, 16))
     host: int = field(metadata=_bits(40, 32))
 
+    def words(self) -> list[str]:
+        return [f"buffer {_span(self.buffer, self.rows)} from host {self.host}"]
+
 
 @dataclass(frozen=True)
 class WriteHostMemory(Instruction):
@@ -118,6 +148,9 @@ class WriteHostMemory(Instruction):
     rows: int = field(metadata=_bits(24, 16))
     host: int = field(metadata=_bits(40, 32))
 
+    def words(self) -> list[str]:
+        return [f"buffer {_span(self.buffer, self.rows)} to host {self.host}"]
+
 
 @dataclass(frozen=True)
 class ReadWeights(Instruction):
@@ -126,6 +159,9 @@ class ReadWeights(Instruction):
     name, opcode = "Read_Weights", 3
     count: int = field(metadata=_bits(24, 16))
     tile: int = field(metadata=_bits(40, 32))
+
+    def words(self) -> list[str]:
+        return [f"tiles {_span(self.tile, self.count)}"]
 
 
 @dataclass(frozen=True)
@@ -147,32 +183,69 @@ class MatrixMultiply(Instruction):
     accumulate: bool = field(metadata=_bits(81, 1, bool))
     signed: bool = field(metadata=_bits(82, 1, bool))
 
+    def words(self) -> list[str]:
+        return [f"buffer {_span(self.buffer, self.rows)} to accumulators {_span(self.accumulator, self.rows)}"]
+
 
 @dataclass(frozen=True)
 class Convolve(Instruction):
-    """MatrixMultiply for one tap of a convolution: `lines` lines of `length` rows that begin `pitch` rows apart."""
+    """MatrixMultiply for one tap of a convolution, whose rows lie in lines.
+
+    Attributes
+    ----------
+    lines, length : lines, and rows of each
+    stride : from one row of a line to the next
+    pitch : from the begin of a line to that of the next
+    """
 
     name, opcode = "Convolve", 5
     buffer: int = field(metadata=_BUFFER)
     accumulator: int = field(metadata=_ACCUMULATOR)
-    lines: int = field(metadata=_bits(40, 16))
-    length: int = field(metadata=_bits(56, 16))
+    lines: int = field(metadata=_LINES)
+    length: int = field(metadata=_LENGTH)
+    stride: int = field(metadata=_bits(66, 6))
+    pitch: int = field(metadata=_bits(83, 13))
     next_tile: bool = field(metadata=_bits(80, 1, bool))
     accumulate: bool = field(metadata=_bits(81, 1, bool))
     signed: bool = field(metadata=_bits(82, 1, bool))
-    pitch: int = field(metadata=_bits(83, 13))
+
+    def words(self) -> list[str]:
+        return [f"buffer {self.buffer}: {_lines(self.lines, self.length, self.pitch, self.stride)} to accumulators "
+                f"{_span(self.accumulator, self.lines * self.length)}"]
 
 
 @dataclass(frozen=True)
 class Activate(Instruction):
-    """Make bytes in the unified buffer of rows of the accumulators, by number `scaling` of the program's scalings."""
+    """Make bytes in the unified buffer of sums, by number `scaling` of the program's scalings.
+
+    Attributes
+    ----------
+    lines, length : lines of the result, and rows of each
+    gap : rows between two lines of the result
+    """
 
     name, opcode = "Activate", 6
     buffer: int = field(metadata=_BUFFER)
     accumulator: int = field(metadata=_ACCUMULATOR)
-    rows: int = field(metadata=_bits(40, 32))
-    function: Function = field(metadata=_bits(80, 2, Function))
-    scaling: int = field(metadata=_bits(82, 14))
+    lines: int = field(metadata=_LINES)
+    length: int = field(metadata=_LENGTH)
+    gap: int = field(metadata=_bits(66, 6))
+    function: Function = field(metadata=_bits(80, 3, Function))
+    pool: Pool = field(metadata=_bits(83, 2, Pool))
+    scaling: int = field(metadata=_bits(85, 11))
+
+    def words(self) -> list[str]:
+        rows = self.lines * self.length
+        if self.function is Function.SUMS:
+            target = f"buffer {_span(self.buffer, 4 * rows)}"
+        elif self.gap:
+            target = f"buffer {self.buffer}: {_lines(self.lines, self.length, self.length + self.gap)}"
+        else:
+            target = f"buffer {_span(self.buffer, rows)}"
+        pooled = self.pool is not Pool.NONE
+        source = f"from {self.accumulator} on" if pooled else _span(self.accumulator, rows)
+        return [f"accumulators {source} to {target}", self.function.name.lower(),
+                *([self.pool.name.lower()] if pooled else []), f"scaling {self.scaling}"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +256,17 @@ class Synchronise(Instruction):
 
 
 @dataclass(frozen=True)
+class InterruptHost(Instruction):
+    """Let the host do its step of this number, and wait for it."""
+
+    name, opcode = "Interrupt_Host", 9
+    step: int = field(metadata=_bits(24, 16))
+
+    def words(self) -> list[str]:
+        return [f"step {self.step}"]
+
+
+@dataclass(frozen=True)
 class Halt(Instruction):
     """Stop."""
 
@@ -190,7 +274,7 @@ class Halt(Instruction):
 
 
 _KINDS: dict[int, type[Instruction]] = {kind.opcode: kind for kind in (
-    ReadHostMemory, WriteHostMemory, ReadWeights, MatrixMultiply, Convolve, Activate, Synchronise, Halt)}
+    ReadHostMemory, WriteHostMemory, ReadWeights, MatrixMultiply, Convolve, Activate, Synchronise, InterruptHost, Halt)}
 
 
 def decode(encoded: bytes) -> Instruction:
@@ -212,8 +296,3 @@ def decode(encoded: bytes) -> Instruction:
             if found.encode() == encoded:
                 return found
     raise DeviceError(f"{encoded.hex()} is no instruction; one has {NBYTES} bytes, and what it does not need is 0")
-
-
-def listing(instructions: Iterable[Instruction]) -> str:
-    """Numbered lines, one an instruction."""
-    return "\n".join(f"{number:4}  {instruction}" for number, instruction in enumerate(instructions))

@@ -29,7 +29,7 @@ from core.engine import dtypes, ops
 from core.engine.array import Array
 from core.engine.graph import Equation, Graph, Value
 from core.engine.ops.table import Op
-from core.engine.trace import Staging, apply, call_graph, interpret
+from core.engine.trace import Staging, apply, call_graph, restage
 
 PASSES: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((0, 0),), 3: ((1, 0), (0, 1), (0, 0)), 6: ((1, 1), (0, 2), (2, 0), (0, 1), (1, 0), (0, 0))}
@@ -109,11 +109,4 @@ def round_products(graph: Graph, passes: int = 1) -> Graph:
     ----------
     passes : 1, 3 or 6
     """
-    rounding = _Rounding(passes)
-    arguments = [rounding.argument(value.aval) for value in graph.inputs]
-    with interpret(rounding):
-        outputs = call_graph(graph, arguments)
-    staged = rounding.graph
-    staged.outputs = [rounding.value(output) for output in outputs]
-    staged.constants = {rounding.value(array): array.storage for array in rounding.captures}
-    return staged
+    return restage(graph, _Rounding(passes))

@@ -8,18 +8,21 @@ the next Synchronise. Sums have 32 bits and wrap around.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.accel.tpu.activation import Scaling
 from core.accel.tpu.instructions import (
     Activate,
     Convolve,
     Function,
     Halt,
     Instruction,
+    InterruptHost,
     MatrixMultiply,
     Memories,
     ReadHostMemory,
@@ -27,8 +30,8 @@ from core.accel.tpu.instructions import (
     Synchronise,
     WriteHostMemory,
 )
-from core.accel.tpu.programs import Place, Program, Scaling
-from core.accel.tpu.requantisation import rescale
+from core.accel.tpu.layers import SUM_ROWS, strips
+from core.accel.tpu.programs import Place, Program
 from core.engine.errors import DeviceError, ShapeError, compose
 
 _NEVER, _WRITTEN, _READABLE = range(3)
@@ -91,16 +94,20 @@ class Simulator:
         self.queue: deque[NDArray[np.int8]] = deque()
         self.weights: NDArray[np.int8] | None = None
 
-    def run(self, instructions: tuple[Instruction, ...]) -> None:
-        """Run a stream to its Halt.
+    def run(self, instructions: Sequence[Instruction], first: int = 0) -> None:
+        """Run a stream to its Halt or Interrupt_Host.
+
+        Parameters
+        ----------
+        first : number of the first instruction in the program
 
         Raises
         ------
         DeviceError
-            If an instruction cannot run, or the stream does not end with Halt.
+            If an instruction cannot run, or the stream has no end.
         """
-        for number, instruction in enumerate(instructions):
-            if isinstance(instruction, Halt):
+        for number, instruction in enumerate(instructions, first):
+            if isinstance(instruction, (Halt, InterruptHost)):
                 return
             try:
                 self._step(instruction)
@@ -122,8 +129,8 @@ class Simulator:
             case MatrixMultiply():
                 self._multiply(instruction, _range(instruction.buffer, instruction.rows))
             case Convolve():
-                lines = _range(0, instruction.lines)[:, None] * instruction.pitch
-                self._multiply(instruction, (lines + _range(instruction.buffer, instruction.length)).reshape(-1))
+                self._multiply(instruction, _lines(instruction.buffer, instruction.lines, instruction.pitch,
+                                                   instruction.length, instruction.stride))
             case Activate():
                 self._activate(instruction)
             case Synchronise():
@@ -152,7 +159,8 @@ class Simulator:
         if self.weights is None:
             raise _Refused("the matrix unit has no weights; shift a tile in with next_tile")
         given = self.buffer.read(rows).view(np.int8 if instruction.signed else np.uint8)
-        sums = given.astype(np.int32) @ self.weights.astype(np.int32)
+        # A float64 holds these sums exactly, and numpy multiplies floats much faster than integers.
+        sums = (given.astype(np.float64) @ self.weights.astype(np.float64)).astype(np.int32)
         places = _range(instruction.accumulator, rows.size)
         if instruction.accumulate:
             sums = self.accumulators.read(places) + sums
@@ -162,21 +170,54 @@ class Simulator:
         if instruction.scaling >= len(self.scalings):
             raise _Refused(f"the program has {len(self.scalings)} scalings, and no number {instruction.scaling}")
         scaling = self.scalings[instruction.scaling]
-        sums = self.accumulators.read(_range(instruction.accumulator, instruction.rows))
-        low, high = (-128, 127) if scaling.signed else (0, 255)
-        if instruction.function is Function.RELU:
-            low = max(low, scaling.zero)
-        biased = (sums + scaling.bias).astype(np.int32)
-        found = np.clip(rescale(biased, scaling.q31, scaling.shift) + scaling.zero, low, high)
-        self.buffer.write(_range(instruction.buffer, instruction.rows), found.astype(np.uint8), _WRITTEN)
+        if lacking := scaling.lacks(instruction.function, instruction.pool):
+            raise _Refused(f"scaling {instruction.scaling} has no {lacking}")
+        rows = _lines(instruction.buffer, instruction.lines, instruction.length + instruction.gap, instruction.length)
+        if instruction.function is Function.SUMS:
+            rows = _range(instruction.buffer, SUM_ROWS * rows.size)
+        taken = scaling.taken(instruction.lines * instruction.length)
+        sums = self.accumulators.read(_range(instruction.accumulator, taken))
+        found = scaling.bytes_of(sums, instruction.function, instruction.pool)
+        if len(found) != rows.size:
+            raise _Refused(f"the windows of scaling {instruction.scaling} give {len(found)} rows, not {rows.size}")
+        self.buffer.write(rows, found, _WRITTEN)
 
 
 def _range(first: int, count: int) -> NDArray[np.int64]:
     return np.arange(first, first + count)
 
 
+def _lines(first: int, lines: int, pitch: int, length: int, stride: int = 1) -> NDArray[np.int64]:
+    """Rows in lines."""
+    return (first + np.arange(lines)[:, None] * pitch + np.arange(length) * stride).reshape(-1)
+
+
+Host = Callable[[int, list[NDArray[Any]]], list[NDArray[Any]]]
+"""The host: the values that a part of a program is given, by the part's number and what the part before gave."""
+
+
+def run(program: Program, host: Host) -> list[NDArray[Any]]:
+    """Run a program; gives what its last part gives.
+
+    Parameters
+    ----------
+    host : asked before each part; arrays are those of the part's places, [row, column]
+    """
+    memory = np.zeros(program.host_bytes, np.uint8)
+    chip = Simulator(program.memories, program.tiles, program.scalings, memory)
+    found: list[NDArray[Any]] = []
+    size, number = program.memories.array, 0
+    for step, part in enumerate(program.parts):
+        for place, values in zip(part.given, host(step, found), strict=True):
+            _put(memory, place, values, size)
+        chip.run(part.instructions, number)
+        number += len(part.instructions)
+        found = [_get(memory, place, size) for place in part.wanted]
+    return found
+
+
 def simulate(program: Program, x: NDArray[Any]) -> NDArray[Any]:
-    """What a program makes of its input.
+    """What a program of one input and one output makes of its input.
 
     Parameters
     ----------
@@ -186,17 +227,25 @@ def simulate(program: Program, x: NDArray[Any]) -> NDArray[Any]:
     -------
     i8 or u8 [row, column]
     """
-    size, given, wanted = program.memories.array, program.input, program.output
+    (given,) = program.parts[0].given
     if x.shape != (given.rows, given.columns) or x.dtype != given.dtype:
         raise ShapeError(f"the program takes {given.dtype.__name__}[{given.rows}, {given.columns}]; this is "
                          f"{x.dtype}{list(x.shape)}")
-    host = np.zeros(wanted.host + _strips(wanted, size) * wanted.rows * size, np.uint8)
-    padded = np.pad(x, ((0, 0), (0, -given.columns % size))).view(np.uint8)
-    host[given.host:wanted.host] = padded.reshape(given.rows, -1, size).swapaxes(0, 1).reshape(-1)
-    Simulator(program.memories, program.tiles, program.scalings, host).run(program.instructions)
-    found = host[wanted.host:].reshape(-1, wanted.rows, size).swapaxes(0, 1).reshape(wanted.rows, -1)
-    return np.ascontiguousarray(found[:, :wanted.columns]).view(wanted.dtype)
+    (found,) = run(program, lambda step, _: [x])
+    return found
 
 
-def _strips(place: Place, size: int) -> int:
-    return -(-place.columns // size)
+def _put(memory: NDArray[np.uint8], place: Place, values: NDArray[Any], size: int) -> None:
+    """Write bytes into host memory, by strips."""
+    padded = np.pad(values, ((0, 0), (0, -place.columns % size))).view(np.uint8)
+    by_strip = padded.reshape(place.rows, -1, size).swapaxes(0, 1).reshape(-1)
+    memory[place.host:place.host + by_strip.size] = by_strip
+
+
+def _get(memory: NDArray[np.uint8], place: Place, size: int) -> NDArray[Any]:
+    """Read bytes or sums from host memory, by strips."""
+    taken = memory[place.host:place.host + strips(place.columns, size) * place.strip_rows * size]
+    # Of a number, the bytes lie in rows; here they come to lie side by side.
+    by_strip = taken.reshape(-1, place.rows, np.dtype(place.dtype).itemsize, size)
+    whole = np.ascontiguousarray(by_strip.transpose(1, 0, 3, 2)).reshape(place.rows, -1).view(place.dtype)
+    return np.ascontiguousarray(whole[:, :place.columns])

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.accel.tpu import instructions
+from core.accel.tpu.activation import FixedPoint, Pooling, Scaling, Window
+from core.accel.tpu.dense import Dense, compile_dense
 from core.accel.tpu.instructions import (
     Activate,
     Convolve,
@@ -19,13 +21,13 @@ from core.accel.tpu.instructions import (
     Halt,
     MatrixMultiply,
     Memories,
+    Pool,
     ReadHostMemory,
     ReadWeights,
     Synchronise,
     WriteHostMemory,
     decode,
 )
-from core.accel.tpu.programs import Dense, Scaling, compile_dense
 from core.accel.tpu.requantisation import multiplier, rescale
 from core.accel.tpu.simulator import Simulator, simulate
 from core.engine.errors import DeviceError, ShapeError
@@ -54,7 +56,7 @@ def test_a_multiplier_that_rounds_up_to_the_next_power():
 @st.composite
 def any_instruction(draw):
     kind = draw(st.sampled_from(KINDS))
-    values = {entry.name: st.sampled_from(Function) if entry.metadata["kind"] is Function
+    values = {entry.name: st.sampled_from(entry.metadata["kind"]) if entry.metadata["kind"] in (Function, Pool)
               else st.integers(0, (1 << entry.metadata["count"]) - 1).map(entry.metadata["kind"])
               for entry in dataclasses.fields(kind)}
     return kind(**{name: draw(value) for name, value in values.items()})
@@ -92,7 +94,8 @@ def test_what_does_not_fit_its_field_is_named(instruction, message):
         instruction.encode()
 
 
-@pytest.mark.parametrize("encoded", [b"", bytes(12), bytes(9) + b"\x07\x01\x00", bytes(9) + b"\x06\x03\x00",
+@pytest.mark.parametrize("encoded", [b"", bytes(12), bytes(9) + b"\x07\x01\x00", bytes(9) + b"\x06\x07\x00",
+                                     bytes(9) + b"\x06\x18\x00",
                                      Halt().encode() + b"\x00"])
 def test_bytes_that_are_no_instruction(encoded):
     with pytest.raises(DeviceError, match="is no instruction; one has 12 bytes"):
@@ -111,6 +114,8 @@ def expected(layers, x):
         low, high = (-128, 127) if layer.signed_output else (0, 255)
         low = max(low, layer.output_zero) if layer.function is Function.RELU else low
         x = np.clip(scaled + layer.output_zero, low, high).astype(np.int8 if layer.signed_output else np.uint8)
+        if layer.function is Function.TABLE:
+            x = layer.table[x.view(np.uint8)].view(x.dtype)
     return x
 
 
@@ -120,9 +125,18 @@ def network(numbers, widths):
     zeros = [int(numbers.integers(-20, 20)) if one else int(numbers.integers(0, 40)) for one in signed]
     return [Dense(numbers.integers(-127, 128, (inputs, outputs)).astype(np.int8),
                   numbers.integers(-3000, 3000, outputs).astype(np.int32),
-                  numbers.uniform(1e-4, 2e-2, outputs), Function(int(numbers.integers(2))),
-                  zeros[at], zeros[at + 1], bool(signed[at]), bool(signed[at + 1]))
+                  numbers.uniform(1e-4, 2e-2, outputs),
+                  [Function.IDENTITY, Function.RELU, Function.TABLE][numbers.integers(3)],
+                  zeros[at], zeros[at + 1], bool(signed[at]), bool(signed[at + 1]),
+                  numbers.integers(0, 256, 256).astype(np.uint8))
             for at, (inputs, outputs) in enumerate(pairwise(widths))]
+
+
+def decoded(program):
+    """A program whose instructions were encoded and decoded."""
+    return dataclasses.replace(program, parts=tuple(dataclasses.replace(part, sections=tuple(
+        dataclasses.replace(section, instructions=tuple(decode(one.encode()) for one in section.instructions))
+        for section in part.sections)) for part in program.parts))
 
 
 @pytest.mark.parametrize(("array", "accumulators"), [(4, 8), (8, 64), (8, 6)])
@@ -133,20 +147,19 @@ def test_random_networks(array, accumulators, seed):
     rows = int(numbers.integers(1, 20))
     layers = network(numbers, widths)
     program = compile_dense(layers, rows, Memories(array, 400, accumulators, 4))
-    x = numbers.integers(0, 256, (rows, widths[0]), np.uint8).view(program.input.dtype)
+    x = numbers.integers(0, 256, (rows, widths[0]), np.uint8).view(program.parts[0].given[0].dtype)
     found = simulate(program, x)
     wanted = expected(layers, x)
     assert found.dtype == wanted.dtype
     np.testing.assert_array_equal(found, wanted)
-    again = dataclasses.replace(program, instructions=tuple(decode(one.encode()) for one in program.instructions))
-    np.testing.assert_array_equal(simulate(again, x), wanted)
+    np.testing.assert_array_equal(simulate(decoded(program), x), wanted)
 
 
 def test_a_network_on_the_whole_chip():
     numbers = np.random.default_rng(0)
     layers = network(numbers, [300, 520, 10])
     program = compile_dense(layers, 40)
-    x = numbers.integers(0, 256, (40, 300), np.uint8).view(program.input.dtype)
+    x = numbers.integers(0, 256, (40, 300), np.uint8).view(program.parts[0].given[0].dtype)
     np.testing.assert_array_equal(simulate(program, x), expected(layers, x))
     assert program.tiles.shape == (2 * 3 + 3 * 1, 256, 256)
 
@@ -154,17 +167,24 @@ def test_a_network_on_the_whole_chip():
 def test_the_text_of_a_program():
     layer = Dense(np.ones((4, 6), np.int8), np.zeros(6, np.int32), np.ones(6), Function.RELU)
     assert str(compile_dense([layer], 3, Memories(4, 100, 8, 4))).splitlines() == [
-        "   0  Read_Host_Memory   buffer 0, rows 3, host 0",
-        "   1  Synchronise",
-        "   2  Read_Weights       count 2, tile 0",
-        "   3  MatrixMultiply     buffer 0, accumulator 0, rows 3, next_tile, signed",
-        "   4  Activate           buffer 3, accumulator 0, rows 3, function relu, scaling 0",
-        "   5  MatrixMultiply     buffer 0, accumulator 4, rows 3, next_tile, signed",
-        "   6  Activate           buffer 6, accumulator 4, rows 3, function relu, scaling 1",
-        "   7  Synchronise",
-        "   8  Write_Host_Memory  buffer 3, rows 3, host 12",
-        "   9  Write_Host_Memory  buffer 6, rows 3, host 24",
-        "  10  Halt"]
+        "10 instructions of 12 bytes; 2 weight tiles of 4 x 4; 2 scalings",
+        "unified buffer: 9 of 100 rows of 4 bytes; accumulators: 8 rows of 4 sums of 32 bits",
+        "",
+        "from the host: int8 [3, 4]",
+        "     0  Read_Host_Memory   buffer 0..2 from host 0",
+        "     1  Synchronise",
+        "",
+        "layer 0: 4 to 6: weight tiles 2, rows of sums 3",
+        "     2  Read_Weights       tiles 0..1",
+        "     3  MatrixMultiply     buffer 0..2 to accumulators 0..2, next_tile, signed",
+        "     4  Activate           accumulators 0..2 to buffer 3..5, relu, scaling 0",
+        "     5  MatrixMultiply     buffer 0..2 to accumulators 4..6, next_tile, signed",
+        "     6  Activate           accumulators 4..6 to buffer 6..8, relu, scaling 1",
+        "     7  Synchronise",
+        "",
+        "to the host: int8 [3, 6]",
+        "     8  Write_Host_Memory  buffer 3..8 to host 12",
+        "     9  Halt"]
 
 
 def test_sums_wrap_around():
@@ -177,7 +197,7 @@ def test_a_convolution_in_passes():
     numbers = np.random.default_rng(0)
     image = numbers.integers(-128, 128, (6, 7, 4)).astype(np.int8)
     kernel = numbers.integers(-127, 128, (3, 3, 4, 4)).astype(np.int8)
-    taps = [Convolve(row * 7 + column, 0, 4, 5, True, row + column > 0, True, 7)
+    taps = [Convolve(row * 7 + column, 0, 4, 5, 1, 7, True, row + column > 0, True)
             for row in range(3) for column in range(3)]
     stream = [ReadHostMemory(0, 42, 0), Synchronise()]
     for number, tap in enumerate(taps):
@@ -206,8 +226,15 @@ WRONG = {
                      "row 8 is outside the accumulators, which has 8"),
     "no sums": ([READ, WAIT, TILE, MatrixMultiply(0, 0, 2, True, True, True)], 3,
                 "nothing has written row 0 of the accumulators"),
-    "no scaling": ([READ, WAIT, TILE, MULTIPLY, Activate(0, 0, 2, Function.RELU, 1)], 4,
+    "no scaling": ([READ, WAIT, TILE, MULTIPLY, Activate(0, 0, 1, 2, 0, Function.RELU, Pool.NONE, 1)], 4,
                    "the program has 1 scalings, and no number 1"),
+    **{f"no {name}": ([READ, WAIT, TILE, MULTIPLY, Activate(0, 0, 1, 2, 0, function, pool, 0)], 4,
+                      f"scaling 0 has no {name}")
+       for name, function, pool in (("table", Function.TABLE, Pool.NONE), ("ceiling", Function.RELU6, Pool.NONE),
+                                    ("window", Function.RELU, Pool.MAX))},
+    "sums": ([READ, WAIT, TILE, MULTIPLY, Activate(3, 0, 1, 2, 0, Function.SUMS, Pool.NONE, 0)], 4,
+             "row 10 is outside the unified buffer, which has 10"),
+    "far lines": ([READ, WAIT, TILE, Convolve(0, 0, 2, 1, 1, 5, True, False, True)], 3, "nothing has written row 5"),
     "host": ([ReadHostMemory(0, 2, 5)], 0, "byte 12 is outside the host memory, which has 12"),
     "write": ([READ, WriteHostMemory(0, 2, 0)], 1, "row 0 of the unified buffer was written after the last Synchr"),
 }
@@ -216,7 +243,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_an_error_names_the_instruction(name):
     stream, number, reason = WRONG[name]
-    scaling = Scaling(*np.zeros((3, 4), np.int64), 0, True)
+    scaling = Scaling(FixedPoint(*np.zeros((3, 4), np.int64)))
     chip = Simulator(Memories(4, 10, 8, 3), np.zeros((2, 4, 4), np.int8), (scaling,), np.zeros(12, np.uint8))
     with pytest.raises(DeviceError) as caught:
         chip.run((*stream, Halt()))
@@ -224,6 +251,13 @@ def test_an_error_names_the_instruction(name):
     assert message.startswith(f"instruction {number} of the program cannot run\n")
     assert f"  instruction  {stream[number].name} " in message
     assert reason in message
+
+
+def test_windows_of_another_size_than_the_instruction_says():
+    scaling = Scaling(FixedPoint(*np.zeros((3, 4), np.int64)), pooling=Pooling(Window((1, 2), (1, 1)), 1, 2))
+    chip = Simulator(Memories(4, 10, 8, 3), np.zeros((2, 4, 4), np.int8), (scaling,), np.zeros(12, np.uint8))
+    with pytest.raises(DeviceError, match="the windows of scaling 0 give 1 rows, not 2"):
+        chip.run((READ, WAIT, TILE, MULTIPLY, Activate(0, 0, 1, 2, 0, Function.RELU, Pool.MAX, 0), Halt()))
 
 
 def test_a_stream_without_an_end():
@@ -236,8 +270,8 @@ def test_what_cannot_be_compiled():
     numbers = np.random.default_rng(0)
     with pytest.raises(DeviceError, match="at least one layer"):
         compile_dense([], 4)
-    with pytest.raises(DeviceError, match="the unified buffer has 20 rows of 4 bytes, and 10 rows of layers with 8 "
-                                          "columns need 40; take at most 5 rows at once"):
+    with pytest.raises(DeviceError, match=r"too small\n  layer   layer 0: 8 to 8\n  needed  40 rows of 4 bytes\n"
+                                          r"  found   20 rows\n  hint    take a batch of at most 50%"):
         compile_dense(network(numbers, [8, 8]), 10, Memories(4, 20, 8, 4))
     one, other = network(numbers, [8, 8]) + network(numbers, [7, 8])
     with pytest.raises(DeviceError, match=r"layer 0 gives \(columns, signed, zero point\) \(8, .* layer 1 takes \(7, "):

@@ -133,3 +133,17 @@ def test_a_run_is_timed_on_a_chip(bits: int, run: Path, quantised: dict[str, Pat
     again = tilework("accel", "report", path, nci, "--chip", "tpu-v1", "--batch", "3", "--out", tmp_path / "other")
     assert (again.code, "a run's batches are those of its data" in again.err) == (2, True)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_instruction_stream_of_a_run(quantised: dict[str, Path], nci: Path, tmp_path: Path) -> None:
+    """The model passes messages, which is up to the host between two parts of the stream."""
+    out = tmp_path / "stream.txt"
+    refused = tilework("accel", "instructions", quantised["dmpnn"], nci, "--out", out)
+    assert (refused.code, out.exists()) == (2, False)
+    assert "tpu-v1 cannot compute gather at " in refused.err and "let the host compute it: --with-host" in refused.err
+    said = tilework("accel", "instructions", quantised["dmpnn"], nci, "--with-host", "--out", out, "--json")
+    assert said.code == 0, said.err
+    assert said.numbers["values compared"] > 0 and said.numbers["values that differ"] == 0
+    text = out.read_text()
+    assert text.count("Interrupt_Host") == said.numbers["parts"] - 1 > 0
+    assert f"{said.numbers['instructions']} instructions of 12 bytes" in text and "encoder.update" in text
