@@ -40,6 +40,8 @@ class ConnectomicsConfig(TrainingConfig):
     begin: tuple[int, ...] = setting((), "first voxel of the part that is learned from", low=0, unit="voxels z y x")
     end: tuple[int, ...] = setting((), "voxel behind the last one of that part", low=1, unit="voxels z y x")
     min_object: int = setting(1000, "smallest object that is learned from", low=1, unit="voxels")
+    border: int = setting(0, "what is taken off each object where it touches another one, so that membranes in "
+                             "dense labels count as outside", low=0, high=1000, unit="voxels")
 
     # The network
     depth: int = setting(12, "pairs of convolutions, the first one included", low=1, high=100)
@@ -168,6 +170,14 @@ class ConsensusSettings(ImageSettings):
 
     other: str = setting(help="the second segmentation of the same volume, such as OTHER.h5:segmentation")
     min_size: int = setting(1000, "smallest segment", low=1, unit="voxels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandSettings(ImageSettings):
+    """How far segments grow into voxels without one."""
+
+    like: str = setting("", "finer volume of the same region, such as VOLUME.h5:raw, whose voxels the result has")
+    max_distance: float | None = setting(None, "from a segment to what it takes; by default any", low=0, unit="nm")
 
 
 @dataclass(frozen=True, kw_only=True)

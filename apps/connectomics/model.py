@@ -8,6 +8,7 @@ of its kernel.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from core.engine import ops, random
@@ -62,6 +63,14 @@ class FloodFillingNetwork(Module):
         first_a, first_b = conv(2), conv(features)
         blocks = tuple(Residual(conv(features), conv(features)) for _ in range(depth - 1))
         return cls(first_a, first_b, blocks, Conv.init(next(keys), features, 1, (1, 1, 1), initialiser=initialiser))
+
+    def with_silent_blocks(self) -> Self:
+        """The network with blocks that add nothing yet, as a training begins (Goyal et al. 2017, arXiv 1706.02677).
+
+        A mask goes through the network dozens of times; drawn blocks, each of which adds to the last, let it explode.
+        """
+        return replace(self, blocks=tuple(replace(block, b=replace(block.b, kernel=ops.zeros(block.b.kernel.shape)))
+                                          for block in self.blocks))
 
     def __call__(self, image: Array, logits: Array) -> Array:
         """New logits.

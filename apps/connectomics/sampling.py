@@ -109,6 +109,18 @@ def centres(volumes: Sequence[Labelled], radius: Sequence[int], least: int) -> C
     return Centres(np.concatenate(kept), np.cumsum([0, *map(len, kept)]))
 
 
+def without_borders(volume: Labelled, border: int) -> Labelled:
+    """A volume whose objects lose what is at most `border` steps along axes from another label, none (0) included."""
+    if border == 0:
+        return volume
+    cross = ndimage.generate_binary_structure(3, 1)
+    inside = (ndimage.maximum_filter(volume.labels, footprint=cross)
+              == ndimage.minimum_filter(volume.labels, footprint=cross))
+    if border > 1:  # no iterations at all would mean to erode until nothing changes
+        inside = ndimage.binary_erosion(inside, cross, iterations=border - 1, border_value=1)
+    return Labelled(volume.image, np.where(inside, volume.labels, 0))
+
+
 def partitions(labels: NDArray[np.int64], radius: Sequence[int], least: int) -> NDArray[np.uint8]:
     """Class of each voxel, from 1 on; 0 without an object, in small ones, and near the faces of the volume.
 

@@ -20,7 +20,7 @@ from apps.connectomics.blocks import triple
 from apps.connectomics.canvas import logit
 from apps.connectomics.config import ConnectomicsConfig
 from apps.connectomics.model import FloodFillingNetwork
-from apps.connectomics.sampling import Labelled, Moment, Sampler, centres
+from apps.connectomics.sampling import Labelled, Moment, Sampler, centres, without_borders
 from apps.connectomics.segment import normalised
 from apps.connectomics.volumes import open_volume
 from core.engine import ops, random
@@ -58,10 +58,10 @@ class Growth:
 def train(data: tuple[Path, ...], config: ConnectomicsConfig, run: RunDirectory,
           refused: Refusals) -> Generator[Progress, None, Report]:
     """Train a network on labelled volumes."""
-    volumes = [labelled(path, config) for path in data]
+    volumes = volumes_of(data, config)
     sampler = sampler_of(volumes, config)
     key = random.key(config.seed)
-    network = FloodFillingNetwork.init(random.fold_in(key, 0), config.depth, config.features)
+    network = FloodFillingNetwork.init(random.fold_in(key, 0), config.depth, config.features).with_silent_blocks()
     total = config.epochs * config.steps
     fitted = yield from fit(
         jit(step_of(config), device=config.device), State(network, Growth(Adam().init(network), blank_masks(config))),
@@ -79,11 +79,16 @@ def train(data: tuple[Path, ...], config: ConnectomicsConfig, run: RunDirectory,
 
 def dry_run(data: tuple[Path, ...], config: ConnectomicsConfig) -> dict[str, Any]:
     """Shapes of one step."""
-    volumes = [labelled(path, config) for path in data]
+    volumes = volumes_of(data, config)
     sampler = sampler_of(volumes, config)
     moment = next(iter(sampler.epoch(0, 1)))
     return {"image": f"f32{list(volumes[0].image.shape)}", "centres": len(sampler.centres.places),
             "field of view": f"f32{list(moment.image.shape)}", "masks": f"f32{list(blank_masks(config).shape)}"}
+
+
+def volumes_of(data: tuple[Path, ...], config: ConnectomicsConfig) -> list[Labelled]:
+    """What is learned from."""
+    return [without_borders(labelled(path, config), config.border) for path in data]
 
 
 def labelled(path: Path, config: ConnectomicsConfig) -> Labelled:

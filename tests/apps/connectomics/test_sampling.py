@@ -7,7 +7,16 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from apps.connectomics.sampling import INSIDE, OUTSIDE, THRESHOLDS, Labelled, Sampler, centres, partitions
+from apps.connectomics.sampling import (
+    INSIDE,
+    OUTSIDE,
+    THRESHOLDS,
+    Labelled,
+    Sampler,
+    centres,
+    partitions,
+    without_borders,
+)
 from core.engine.errors import DataError
 
 FIELD, DELTAS = (7, 7, 7), (2, 2, 2)
@@ -75,3 +84,16 @@ def test_an_epoch_depends_on_seed_and_number_alone() -> None:
 
     np.testing.assert_array_equal(images(0, 3), images(0, 3))
     assert not np.array_equal(images(0, 3), images(0, 4)) and not np.array_equal(images(0, 3), images(1, 3))
+
+
+@pytest.mark.parametrize("border", [0, 1, 2, 3])
+def test_objects_lose_what_is_near_another_label(border: int) -> None:
+    whole = Labelled(np.zeros((5, 6, 7), np.float32), np.random.default_rng(0).integers(0, 3, (5, 6, 7)))
+    whole.labels[:, :, 2:] = 4
+    found = without_borders(whole, border).labels
+    places = np.argwhere(np.ones_like(whole.labels))
+    for place in places:
+        steps = np.abs(places - place).sum(axis=1)
+        near = {int(whole.labels[tuple(other)]) for other in places[steps <= border]}
+        assert found[tuple(place)] == (whole.labels[tuple(place)] if len(near) == 1 else 0)
+    assert (found == 4).any()

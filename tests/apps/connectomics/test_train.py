@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from apps.app import Report, config_values, dump_config
 from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
 from apps.connectomics.evaluate import evaluate
-from apps.connectomics.train import dry_run, labelled, train
+from apps.connectomics.model import FloodFillingNetwork
+from apps.connectomics.train import dry_run, labelled, train, volumes_of
+from core.engine import random
 from core.engine.checkpoint import load
 from core.engine.errors import DataError
 from core.engine.refusals import Refusals
@@ -68,6 +71,21 @@ def test_training_learns_to_fill_tubes(tubes: Path, tmp_path: Path) -> None:
                           EvaluateSettings(min_segment_size=200, seed_policy="PolicyGrid3d"))
     assert scores.numbers["objects"] == 4
     assert float(scores.numbers["voi (labelled in both)"]) < 0.1
+
+
+def test_silent_blocks_add_nothing() -> None:
+    drawn = FloodFillingNetwork.init(random.key(0), 3, 4)
+    image, mask = np.random.default_rng(0).normal(size=(2, 1, 5, 5, 5)).astype(np.float32)
+    without, silent = replace(drawn, blocks=()), drawn.with_silent_blocks()
+    np.testing.assert_array_equal(silent(image, mask).numpy(), without(image, mask).numpy())
+    assert np.abs(drawn(image, mask).numpy() - without(image, mask).numpy()).max() > 0.1
+
+
+def test_borders_are_off_what_is_learned_and_on_what_is_measured(tubes: Path) -> None:
+    config = ConnectomicsConfig(**SMALL, border=1)
+    learned, measured = volumes_of((tubes,), config)[0], labelled(tubes, config)
+    assert np.count_nonzero(measured.labels) == 4 * 30 * 6 * 6
+    assert np.count_nonzero(learned.labels) == 4 * 30 * 4 * 4
 
 
 def test_a_stopped_training_goes_on_with_the_same_bits(tubes: Path, tmp_path: Path) -> None:
