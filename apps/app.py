@@ -15,7 +15,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,8 @@ class Quantisable:
     batches : of data that the model may be calibrated on, not of those that it is measured on if there are others
     score : from a model to its metrics on the data that it is measured on
     save : writes a model of any precision into a run
+    fine_tunings : from files or folders to how the model is trained on with few bits in mind; from none, on what the
+        run was trained on
     """
 
     model: Any
@@ -108,6 +110,33 @@ class Quantisable:
     batches: Sequence[Any]
     score: Callable[[Any], Mapping[str, float]]
     save: Callable[[RunDirectory, Any], None]
+    fine_tunings: Callable[[tuple[Path, ...]], Sequence[FineTuning]]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a trained model, or a part of it that learns by itself, is trained on; mostly arguments of `fit`.
+
+    Attributes
+    ----------
+    part : dotted path in the model; empty for all of it
+    start : from the part, whose layers may be others than it was trained with, to the `State` to begin with
+    step : see `core.engine.train.fit`
+    batches : of an epoch (0, 1, ...); the same for the same epoch
+    steps : batches of an epoch
+    rate : highest learning rate of the first training
+    items : how many items a batch holds
+    key : u32[2] if the step takes one
+    """
+
+    part: str
+    start: Callable[[Any], Any]
+    step: Callable[..., Any]
+    batches: Callable[[int], Iterable[Any]]
+    steps: int
+    rate: float
+    items: Callable[[Any], int]
+    key: Any = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +206,22 @@ class TrainingConfig:
 
     seed: int = setting(0, "start of all random numbers", low=0, high=2**32 - 1)
     device: str = setting("cpu", "backend that trains: cpu, reference, or an emulated TPU such as tpu-v2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSettings:
+    """How a run gets weights of few bits."""
+
+    bits: int = setting(8, "of a weight: 8, 4, 2 (ternary) or 1; activations have 8")
+    epochs: int = setting(0, "passes of training with few bits in mind, from the weights of the run; 0 for none", low=0,
+                          high=1_000_000)
+    rate: float | None = setting(None, "highest learning rate of that; by default that of the run's own training",
+                                 low=1e-8, high=10)
+    train_on: tuple[Path, ...] = setting((), "file or folder to train on, instead of what the run was trained on")
+
+    def __post_init__(self) -> None:
+        if not self.epochs and (self.train_on or self.rate is not None):
+            raise ConfigError("--train-on and --rate are for training with few bits in mind: add --epochs")
 
 
 _MISSING = dataclasses.MISSING

@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apps.app import App, Command, Quantisable, Report, apps, config_values, dump_config, load, load_config
+from apps.app import (
+    App,
+    Command,
+    Quantisable,
+    QuantizeSettings,
+    Report,
+    apps,
+    config_values,
+    dump_config,
+    load,
+    load_config,
+)
 from apps.progress import LOGGER, display
 from core.engine.errors import ConfigError, DataError, compose
 
@@ -59,7 +70,10 @@ def train(app: App, data: Sequence[Path], out: Path | None, config_file: Path | 
     _check_inputs(data)
     config_type = load(app.config)
     if resume:
-        config = _same_config(config_type, RunDirectory.open(out).config_path, config_file, given)
+        begun = RunDirectory.open(out)
+        if begun.is_quantised:
+            raise ConfigError(f"{out} was begun by quantize; go on with it by its command and --resume")
+        config = _same_config(config_type, begun.config_path, config_file, given)
         run = RunDirectory.resume(out, data)
     else:
         config = load_config(config_type, config_file, given)
@@ -136,22 +150,26 @@ def predict(app: App, run_path: Path, source: str, out: Path, given: Mapping[str
     return _convert(app.predict, source, out, given, run=run, config=load_config(load(app.config), run.config_path))
 
 
-def quantize(app: App, run_path: Path, data: Sequence[Path], out: Path, bits: int, *, words: Sequence[str]) -> Outcome:
+def quantize(app: App, run_path: Path, data: Sequence[Path], out: Path, given: Mapping[str, Any], *, resume: bool,
+             json_lines: bool, words: Sequence[str]) -> Outcome:
     """Turn a run into one of few bits, a run like any other; see `apps.quantizing`.
 
     Parameters
     ----------
     data : what to measure on; empty for the held-out part of the run's own
+    given : settings of the command line by field name
     words : the command line, for the record
     """
     from apps.quantizing import quantize
     from core.engine.refusals import Refusals
     from core.engine.run import RunDirectory
 
-    _check_inputs(data)
+    settings = load_config(QuantizeSettings, None, given)
+    _check_inputs([*data, *settings.train_on])
     _check_place(out)
     with Refusals(out.with_name(f"{out.name}.refused.csv")) as refused:
-        report = quantize(app, RunDirectory.open(run_path), tuple(data), out, bits, refused, words)
+        making = quantize(app, RunDirectory.open(run_path), tuple(data), out, settings, refused, words, resume=resume)
+        report = _watch(making, json_lines)
     return Outcome(report.numbers, out, refused.count, refused.path)
 
 

@@ -17,7 +17,7 @@ import cyclopts
 from cyclopts import Group, Parameter
 
 from apps import commands
-from apps.app import App, Command, Setting, load, settings
+from apps.app import App, Command, QuantizeSettings, Setting, load, settings
 
 Call = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """Takes the words of the grammar by name, all of them, and the settings that were given by field name."""
@@ -119,9 +119,10 @@ def _add_others(branch: cyclopts.App, app: App, words: Sequence[str]) -> None:
         _add(branch, "quantize", "turn a run into one whose weights have few bits, and measure both", [
             run, _data("files or folders to measure on, instead of the held-out part of the run's own", required=False),
             _option("out", Path, "directory of the new run, new or empty"),
-            _option("bits", int, "of a weight: 8, 4, 2 (ternary) or 1; activations have 8", 8), _json()],
-            lambda given, _: commands.quantize(app, given["run"], given.get("data", ()), given["out"], given["bits"],
-                                               words=["tilework", *words]))
+            _option("resume", bool, "go on with the training in --out", False), _json()],
+            lambda given, values: commands.quantize(
+                app, given["run"], given.get("data", ()), given["out"], values, resume=given["resume"],
+                json_lines=given["json"], words=["tilework", *words]), settings(QuantizeSettings))
     _add(branch, "sample", app.sample.summary, [_option("out", Path, "folder to write to"), _json()],
          lambda given, values: commands.sample(app, given["out"], values), _own(app.sample))
     for name, command in app.extra.items():

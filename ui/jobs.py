@@ -154,7 +154,9 @@ class Training:
 
     @property
     def resumable(self) -> bool:
-        return self.status == "stopped" or (self.status == "failed" and bool(self.record))
+        """Whether `resume` can go on with it; what quantize began goes on by its own command."""
+        begun = bool(self.record) and "bits" not in self.record.get("origin", {})
+        return begun and self.status in ("stopped", "failed")
 
 
 def trainings(app: str | None = None) -> list[Training]:

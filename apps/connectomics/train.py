@@ -64,7 +64,7 @@ def train(data: tuple[Path, ...], config: ConnectomicsConfig, run: RunDirectory,
     network = FloodFillingNetwork.init(random.fold_in(key, 0), config.depth, config.features).with_silent_blocks()
     total = config.epochs * config.steps
     fitted = yield from fit(
-        jit(step_of(config), device=config.device), State(network, Growth(Adam().init(network), blank_masks(config))),
+        jit(step_of(config), device=config.device), start_of(network, config),
         lambda epoch: map(arrays, sampler.epoch(epoch, config.steps)), epochs=config.epochs,
         schedule=warm_up(config.rate * 0.01, round(WARM_UP * total), cosine(config.rate, config.rate * 0.01, total)),
         run=run)
@@ -128,6 +128,11 @@ def blank_masks(config: ConnectomicsConfig) -> Array:
 def arrays(moment: Moment) -> tuple[Any, ...]:
     """A moment as the step takes it."""
     return moment.image, moment.target, moment.offset, moment.fresh
+
+
+def start_of(network: FloodFillingNetwork, config: ConnectomicsConfig) -> State:
+    """Where the training of a network begins."""
+    return State(network, Growth(Adam().init(network), blank_masks(config)))
 
 
 def step_of(config: ConnectomicsConfig) -> Callable[..., tuple[State, Array]]:

@@ -25,7 +25,7 @@ from core.engine.nn import (
     GatedUpdate,
     Linear,
     Set2Set,
-    typed_messages,
+    typed_sums,
 )
 from core.engine.nn.activation import Activation, relu
 
@@ -135,12 +135,13 @@ class GatedEncoder(Module):
 
     Attributes
     ----------
-    matrices : f32[bond type, d, d]; the type of an edge is the largest of its first `kinds` features (a one-hot code)
+    messages : from kinds * d to d, a matrix for each type of bond below each other; the type of an edge is the largest
+        of its first `kinds` features (a one-hot code)
     depth : number of message-passing steps T, with tied weights
     """
 
     embed: Linear
-    matrices: Array
+    messages: Linear
     update: GatedUpdate
     readout: GatedReadout
     kinds: int = static()
@@ -150,10 +151,11 @@ class GatedEncoder(Module):
     def init(cls, key: Array, atom_width: int, kinds: int, hidden: int, *, depth: int) -> Self:
         """An encoder of molecules into `hidden` numbers."""
         keys = random.split(key, 4)
-        scale = hidden**-0.5
-        return cls(Linear.init(keys[0], atom_width, hidden),
-                   random.normal(keys[1], (kinds, hidden, hidden)) * scale, GatedUpdate.init(keys[2], hidden, hidden),
-                   GatedReadout.init(keys[3], hidden, hidden, hidden), kinds, depth)
+        matrices = random.normal(keys[1], (kinds, hidden, hidden)) * hidden**-0.5
+        below = ops.transpose(matrices, axes=(0, 2, 1)).reshape(-1, hidden)
+        return cls(Linear.init(keys[0], atom_width, hidden), Linear(below, None),
+                   GatedUpdate.init(keys[2], hidden, hidden), GatedReadout.init(keys[3], hidden, hidden, hidden), kinds,
+                   depth)
 
     def __call__(self, batch: Batch, key: Array | None = None) -> Array:
         """f32[molecule, hidden]."""
@@ -162,7 +164,7 @@ class GatedEncoder(Module):
         first = relu(self.embed(as_array(batch.atoms)))
         states = first
         for _ in range(self.depth):
-            states = self.update(states, typed_messages(states, self.matrices, kind, source, target))
+            states = self.update(states, self.messages(typed_sums(states, kind, self.kinds, source, target)))
         return self.readout(states, first, as_array(batch.molecule), batch.weights.shape[0])
 
 

@@ -5,7 +5,7 @@ Invariant: the test rows are looked at once, after everything is fitted and cali
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from core.engine.optim import AdamW, clip_by_global_norm
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
 from core.engine.schedule import noam_like
-from core.engine.train import Monitor, Progress, State, fit, gradient_step
+from core.engine.train import Fitted, Monitor, Progress, State, fit, gradient_step, shifted
 
 VALIDATION_LOSS = "validation loss"
 
@@ -165,6 +165,31 @@ def loss(predictor: Predictor, batch: Batch, classes: tuple[bool, ...], key: Arr
         losses.mse(raw, batch.targets, weight * (1 - mask)) * (1 - share)
 
 
+def start_of(network: Predictor, config: MoleculesConfig) -> State:
+    """Where the training of a network begins."""
+    return State(network, AdamW(weight_decay=config.weight_decay).init(network))
+
+
+def step_of(scales: Scales, classes: tuple[bool, ...], config: MoleculesConfig) -> Callable[..., tuple[State, Array]]:
+    """The step of the training of a network."""
+    optimiser = AdamW(weight_decay=config.weight_decay)
+
+    def update(gradients: Any, state: Any, parameters: Any, rate: Array) -> Any:
+        if config.clip:
+            gradients, _ = clip_by_global_norm(gradients, config.clip)
+        return optimiser.update(gradients, state, parameters, rate)
+
+    def member_loss(parameters: Predictor, step_key: Array, batch: Batch) -> Array:
+        return loss(parameters, scales.batch(batch), classes, step_key if config.dropout else None)
+
+    return gradient_step(member_loss, update)
+
+
+def count_of(batch: Batch) -> int:
+    """Molecules of a batch, without its padding."""
+    return int((batch.weights > 0).sum())
+
+
 def _fit_member(found: Sequence[Example], division: Split, scales: Scales, description: Description,
                 config: MoleculesConfig, run: RunDirectory, place: int,
                 folds: int) -> Generator[Progress, None, Predictor]:
@@ -176,22 +201,13 @@ def _fit_member(found: Sequence[Example], division: Split, scales: Scales, descr
     if path.exists():
         done: Predictor = checkpoint.load_tree(path, network)
         return done
-    train_rows = _samples([found[row] for row in division.train], scales)
-    valid_rows = _samples([found[row] for row in division.valid], scales)
-    optimiser = AdamW(weight_decay=config.weight_decay)
+    train_rows = samples_of([found[row] for row in division.train], scales)
+    valid_rows = samples_of([found[row] for row in division.valid], scales)
     classes = classes_of(description.tasks)
     steps = -(-len(train_rows) // config.batch_size)
     total = max(steps * config.epochs, 1)
     schedule = noam_like(config.rate / 10, config.rate, min(config.final_rate, config.rate),
                          warm_up_steps=min(round(steps * config.warm_up_epochs), total - 1), steps=total)
-
-    def update(gradients: Any, state: Any, parameters: Any, rate: Array) -> Any:
-        if config.clip:
-            gradients, _ = clip_by_global_norm(gradients, config.clip)
-        return optimiser.update(gradients, state, parameters, rate)
-
-    def member_loss(parameters: Predictor, step_key: Array, batch: Batch) -> Array:
-        return loss(parameters, scales.batch(batch), classes, step_key if config.dropout else None)
 
     measure = jit(lambda parameters, batch: loss(parameters, scales.batch(batch), classes), device=config.device)
 
@@ -207,30 +223,20 @@ def _fit_member(found: Sequence[Example], division: Split, scales: Scales, descr
 
     if config.best_epoch and not valid_rows:
         raise ConfigError("the best epoch is chosen on validation rows, and the split has none; leave best_epoch out")
-    training = fit(jit(gradient_step(member_loss, update), device=config.device),
-                   State(network, optimiser.init(network)), epoch_batches, epochs=config.epochs, schedule=schedule,
-                   key=random.fold_in(key, 1), validate=validate,
-                   monitor=Monitor(VALIDATION_LOSS) if config.best_epoch else None, run=run, name=name,
-                   items=lambda batch: int((batch.weights > 0).sum()))
+    training = fit(jit(step_of(scales, classes, config), device=config.device), start_of(network, config),
+                   epoch_batches, epochs=config.epochs, schedule=schedule, key=random.fold_in(key, 1),
+                   validate=validate, monitor=Monitor(VALIDATION_LOSS) if config.best_epoch else None, run=run,
+                   name=name, items=count_of)
     before, whole = place * config.epochs, config.epochs * config.ensemble * folds
-    fitted = yield from _shifted(training, before, whole)
+    fitted: Fitted = yield from shifted(training, before, whole)
     path.parent.mkdir(exist_ok=True)
-    checkpoint.save_tree(path, fitted)
-    return fitted
+    checkpoint.save_tree(path, fitted.parameters)
+    parameters: Predictor = fitted.parameters
+    return parameters
 
 
-def _shifted(training: Generator[Progress, None, Any], before: int, whole: int) -> Generator[Progress, None, Predictor]:
-    """Progress of one member as part of that of all."""
-    while True:
-        try:
-            progress = next(training)
-        except StopIteration as end:
-            parameters: Predictor = end.value.parameters
-            return parameters
-        yield replace(progress, epoch=progress.epoch + before, epochs=whole)
-
-
-def _samples(found: Sequence[Example], scales: Scales) -> list[Sample]:
+def samples_of(found: Sequence[Example], scales: Scales) -> list[Sample]:
+    """Examples with their targets in the scale of a network."""
     if not found:
         return []
     targets = np.stack([example.targets for example in found])
@@ -243,17 +249,20 @@ def _finish(found: Sequence[Example], parts: Sequence[Part], description: Descri
     targets = np.stack([example.targets for example in found])
     blank = as_array(np.full(len(description.targets), np.nan))
     models = [Trained(description, Ensemble(part.members, blank), config.device) for part in parts]
-    half_width = _calibrated(found, targets, parts, models, description)
+    half_width = half_widths(found, [part.split for part in parts], models, description)
     everything = tuple(member for part in parts for member in part.members)
     Trained(description, Ensemble(everything, as_array(half_width)), config.device).save(run)
     return _report(found, targets, parts, models, description, half_width)
 
 
-def _calibrated(found: Sequence[Example], targets: np.ndarray, parts: Sequence[Part], models: Sequence[Trained],
+def half_widths(found: Sequence[Example], divisions: Sequence[Split], models: Sequence[Trained],
                 description: Description) -> np.ndarray:
-    """Half widths of intervals f64[target], from the errors on the validation rows of every fold."""
-    errors = [targets[part.split.valid] - model.values([found[row] for row in part.split.valid])
-              for part, model in zip(parts, models, strict=True) if len(part.split.valid)]
+    """Half widths of intervals f64[target], from the errors of each fold's model on the validation rows of the fold."""
+    errors = []
+    for division, model in zip(divisions, models, strict=True):
+        held = [found[row] for row in division.valid]
+        if held:
+            errors.append(np.stack([example.targets for example in held]) - model.values(held))
     half_width = np.full(len(description.targets), np.nan)
     for index, task in enumerate(description.tasks):
         if task == "regression" and description.coverage and errors:

@@ -119,3 +119,18 @@ def joined(path: str, name: str) -> str:
 def replace(module: Any, **fields: Any) -> Any:
     """The module with some fields replaced."""
     return dataclasses.replace(module, **fields)
+
+
+def child(node: Any, path: str) -> Any:
+    """What lies at a dotted path of a tree of modules, tuples, lists and dicts; the tree itself at the empty path."""
+    for name in path.split(".") if path else ():
+        if isinstance(node, tuple | list):
+            node = node[int(name)]
+        else:
+            node = node[name] if isinstance(node, dict) else getattr(node, name)
+    return node
+
+
+def with_child(node: Any, path: str, module: Any) -> Any:
+    """A tree with another module at a dotted path where it has one."""
+    return map_modules(lambda found, _: module if found == path else None, node)

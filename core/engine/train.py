@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -198,6 +198,16 @@ def fit(step: Jitted, state: State, batches: Callable[[int], Iterable[Any]], *, 
         yield from training.steps(islice(batches(position.epoch), position.batch, None), items)
         yield training.end_epoch(validate)
     return training.outcome()
+
+
+def shifted(training: Generator[Progress, None, Any], before: int, epochs: int) -> Generator[Progress, None, Any]:
+    """A training whose progress is part of that of several: so many epochs come `before`, of `epochs` in all."""
+    while True:
+        try:
+            progress = next(training)
+        except StopIteration as end:
+            return end.value
+        yield replace(progress, epoch=progress.epoch + before, epochs=epochs)
 
 
 @dataclass

@@ -373,7 +373,8 @@ def test_edge_and_typed_messages_equal_a_loop_over_edges():
     coefficients = ops.gather(ops.one_hot(KIND, 3, "f64"), ARRIVING, axis=0)
     turned = ops.transpose(matrices, axes=(0, 2, 1))
     np.testing.assert_allclose(nn.edge_messages(atoms, turned, coefficients, senders()), expected, rtol=1e-12)
-    np.testing.assert_allclose(nn.typed_messages(atoms, matrices, KIND, SOURCE, TARGET), expected, rtol=1e-12)
+    np.testing.assert_allclose(nn.typed_sums(atoms, KIND, 3, SOURCE, TARGET) @ turned.reshape(9, 3), expected,
+                               rtol=1e-12)
 
 
 def test_edge_messages_are_those_of_the_matrix_that_a_linear_layer_makes_for_each_edge():
@@ -394,8 +395,8 @@ def test_padding_edges_add_nothing(outside):
     atoms, matrices = drawn(4, 3), drawn(3, 3, 3, seed=1)
     padded = [ops.concatenate([SOURCE, ids(0)]), ops.concatenate([TARGET, ids(outside)])]
     kind = ops.concatenate([KIND, ids(2)])
-    np.testing.assert_array_equal(nn.typed_messages(atoms, matrices, kind, *padded),
-                                  nn.typed_messages(atoms, matrices, KIND, SOURCE, TARGET))
+    np.testing.assert_array_equal(nn.typed_sums(atoms, kind, 3, *padded),
+                                  nn.typed_sums(atoms, KIND, 3, SOURCE, TARGET))
     coefficients = drawn(4, 2, 3, seed=2)
     wider = ops.concatenate([coefficients, drawn(4, 1, 3, seed=3)], axis=1)
     places = ids(1, 0, 3, 3, 2, 0, 0, 1).reshape(4, 2)

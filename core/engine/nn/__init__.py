@@ -16,7 +16,7 @@ from core.engine.nn.attention import MultiHeadAttention, attention
 from core.engine.nn.conv import Conv, ConvTranspose
 from core.engine.nn.dropout import Dropout
 from core.engine.nn.embedding import Embedding
-from core.engine.nn.graph import EdgeNetwork, GatedReadout, GatedUpdate, Set2Set, edge_messages, typed_messages
+from core.engine.nn.graph import EdgeNetwork, GatedReadout, GatedUpdate, Set2Set, edge_messages, typed_sums
 from core.engine.nn.init import Initialiser, fan_in_uniform, glorot_normal, glorot_uniform, he_normal
 from core.engine.nn.linear import MLP, Linear
 from core.engine.nn.norm import BatchNorm, GroupNorm, LayerNorm
@@ -28,5 +28,5 @@ __all__ = [
     "GRUCell", "GatedReadout", "GatedUpdate", "GroupNorm", "Initialiser", "LSTMCell", "LayerNorm", "Linear",
     "MultiHeadAttention", "Set2Set", "attention", "avg_pool", "edge_messages", "elu", "fan_in_uniform", "gelu",
     "global_avg_pool", "global_max_pool", "glorot_normal", "glorot_uniform", "he_normal", "leaky_relu", "log_softmax",
-    "max_pool", "relu", "selu", "silu", "softmax", "softplus", "typed_messages",
+    "max_pool", "relu", "selu", "silu", "softmax", "softplus", "typed_sums",
 ]

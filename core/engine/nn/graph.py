@@ -22,7 +22,7 @@ from core.engine.nn.activation import Activation, relu
 from core.engine.nn.init import Initialiser, fan_in_uniform
 from core.engine.nn.linear import MLP
 from core.engine.nn.recurrent import GRUCell, LSTMCell
-from core.engine.ops import concatenate, dot, gather, logistic, ones, segment_softmax, segment_sum, transpose, zeros
+from core.engine.ops import concatenate, dot, gather, logistic, ones, segment_softmax, segment_sum, zeros
 from core.engine.ops import sum as sum_
 
 
@@ -91,26 +91,25 @@ def outer_sums(atoms: Array, coefficients: Array, senders: Array) -> Array:
     return summed.reshape(atoms.shape[0], -1)
 
 
-def typed_messages(atoms: Array, matrices: Array, kind: Array, source: Array, target: Array) -> Array:
-    """As `edge_messages`, where edges are of few kinds and a kind shares one matrix (Li et al. 2016, arXiv 1511.05493).
+def typed_sums(atoms: Array, kind: Array, kinds: int, source: Array, target: Array) -> Array:
+    """The states of the senders, summed by the atom that an edge ends at and by the kind of the edge.
 
-    States are summed by target and kind first and multiplied after, so that nothing of size edge x d x d exists.
+    Where edges are of few kinds that share a matrix each (Li et al. 2016, arXiv 1511.05493), a layer from these sums to
+    d gives the messages, and nothing of size edge x d x d exists.
 
     Parameters
     ----------
     atoms, source, target : as in the module's text
-    matrices : f32[kinds, d, d]
     kind : i32[edge], in 0..kinds-1
 
     Returns
     -------
-    f32[atom, d]
+    f32[atom, kinds * d]
     """
-    count, kinds = atoms.shape[0], matrices.shape[0]
+    count = atoms.shape[0]
     # A target outside the atoms stays outside, because a kind is less than the number of kinds.
     summed = segment_sum(gather(atoms, source, axis=0), target * kinds + kind, count * kinds)
-    turned = transpose(matrices, axes=(0, 2, 1)).reshape(-1, matrices.shape[1])
-    return summed.reshape(count, -1) @ turned
+    return summed.reshape(count, -1)
 
 
 class GatedUpdate(Module):

@@ -9,49 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from core.engine import tree
+import numpy as np
+from numpy.typing import NDArray
+
 from core.engine.array import Array
 from core.engine.errors import DataError
 from core.engine.jit import DEFAULT_DEVICE, jit
-from core.engine.module import Module, joined, map_modules, static
-from core.engine.ops import amax, amin, maximum, minimum
-from core.engine.precision.layered import Layer, LayeredCell, layered
+from core.engine.module import Module, map_modules, static
+from core.engine.ops import custom_call
+from core.engine.precision.layered import Layer, layered
 from core.engine.precision.quantised import Range, quantisable
 
 
-class _Notes:
-    """Least and largest input of each layer in the trace under way."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, tuple[Array, Array]] = {}
-        self.trace: object | None = None
-
-    def add(self, path: str, x: Array) -> None:
-        if x.trace is not self.trace:
-            return  # within the body of a loop, whose values are not seen outside
-        low, high = self.seen.get(path, (amin(x), amax(x)))
-        self.seen[path] = minimum(low, amin(x)), maximum(high, amax(x))
-
-
 class Observed(Module):
-    """A layer that notes what it takes."""
+    """A layer that notes what it takes.
+
+    Attributes
+    ----------
+    note : a function of the host that takes an input and gives it back
+    """
 
     layer: Layer
-    path: str = static()
-    notes: _Notes = static()
+    note: Callable[[NDArray[Any]], NDArray[Any]] = static()
 
     def __call__(self, x: Array) -> Array:
-        self.notes.add(self.path, x)
-        result: Array = self.layer(x)
+        (same,) = custom_call(x, function=self.note, avals=(x.aval,))
+        result: Array = self.layer(same)
         return result
 
 
 def calibrate(function: Callable[..., Any], module: Any, batches: Iterable[Any],
               device: str = DEFAULT_DEVICE) -> dict[str, Range]:
-    """The ranges of what the layers of a model take.
-
-    A layer within a loop (`scan`) is not seen, and has no range; the hidden state of a recurrent cell there lies in
-    -1..1, because it starts at 0.
+    """The ranges of what the layers of a model take, in loops too.
 
     Parameters
     ----------
@@ -61,41 +50,27 @@ def calibrate(function: Callable[..., Any], module: Any, batches: Iterable[Any],
 
     Returns
     -------
-    Ranges by the dotted path of a layer in the layered module.
+    Ranges by the dotted path of a layer in the layered module; a layer that nothing reached has none.
 
     Raises
     ------
     DataError
         If there is no batch.
     """
-    whole = layered(module)
-    notes = _Notes()
+    ranges: dict[str, Range] = {}
 
     def observed(path: str, layer: Module) -> Module | None:
-        return Observed(layer, path, notes) if quantisable(layer) else None
+        def note(x: NDArray[Any]) -> NDArray[Any]:
+            low, high = ranges.get(path, (np.inf, -np.inf))
+            ranges[path] = float(np.minimum(low, x.min())), float(np.maximum(high, x.max()))
+            return x
 
-    def seen(module: Any, batch: Any) -> dict[str, tuple[Array, Array]]:
-        notes.seen, notes.trace = {}, tree.leaves(module)[0].trace
-        function(module, batch)
-        return notes.seen
+        return Observed(layer, note) if quantisable(layer) else None
 
-    watched, program = map_modules(observed, whole), jit(seen, device=device)
-    found = [program(watched, batch) for batch in batches]
-    if not found:
+    watched, program = map_modules(observed, layered(module)), jit(function, device=device)
+    batch = None
+    for batch in batches:
+        program(watched, batch)
+    if batch is None:
         raise DataError("there is nothing to calibrate on: no batch of data")
-    ranges = _bounded(whole)
-    for path in found[0]:
-        ranges[path] = (min(float(one[path][0]) for one in found), max(float(one[path][1]) for one in found))
     return ranges
-
-
-def _bounded(module: Any) -> dict[str, Range]:
-    """The ranges that are known beforehand."""
-    known: dict[str, Range] = {}
-
-    def look(path: str, part: Module) -> None:
-        if isinstance(part, LayeredCell):
-            known[joined(path, "hidden")] = (-1.0, 1.0)
-
-    map_modules(look, module)
-    return known

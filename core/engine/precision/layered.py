@@ -111,5 +111,6 @@ def _layered(path: str, module: Module) -> Module | None:
 
 
 def _zeros(layer: Layer, *shape: int) -> Array:
-    """Zeros in the float type that a layer gives."""
-    return zeros(shape, next(leaf.dtype for leaf in tree.leaves(layer) if leaf.dtype.is_float))
+    """Zeros in the float type that a layer gives: the widest that it holds, because scales of weights are narrow."""
+    return zeros(shape, max((leaf.dtype for leaf in tree.leaves(layer) if leaf.dtype.is_float),
+                            key=lambda dtype: dtype.itemsize))

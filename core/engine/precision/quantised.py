@@ -1,6 +1,7 @@
 """Layers of whole numbers: weights of 8 bits or fewer, activations of 8 bits, sums of 32 bits, floats in and out.
 
-    y = float(sum over k of q[k] w[k] + b) * (input scale * weight scale),  q = round(x / input scale) + zero point
+    y = float(sum over k of (q[k] - zero point) w[k] + b) * (input scale * weight scale)
+    q = round(x / input scale) + zero point
 
 The sum is exact and there is one rounding before it and one behind it, so that every backend gives the same bits.
 
@@ -43,14 +44,14 @@ class Quantised(Module):
     Attributes
     ----------
     weight : i8, or packed numbers of fewer bits; as the weight or kernel of the layer it was made from
-    bias : i32[out], in steps of a product: the layer's own, less zero point * the sum of the channel's weights
-    weight_scale : f32[out]
+    bias : i32[out], in steps of a product; None if the layer has none
+    weight_scale : bf16[out], so that it takes half the room: rounding it moves no weight by half a step
     input_scale : f32[]
     zero_point : i32[]
     """
 
     weight: Array | Packed
-    bias: Array
+    bias: Array | None
     weight_scale: Array
     input_scale: Array
     zero_point: Array
@@ -66,7 +67,10 @@ class Quantised(Module):
 
     def give(self, sums: Array, dtype: DType) -> Array:
         """The floats of i32 sums of products."""
-        return rules.dequantise(sums + self.bias, self.weight_scale * self.input_scale, dtype)
+        # A program that is bound to its weights computes this once, and a loop before it begins.
+        shift = self.numbers.astype("i32").reshape(-1, sums.shape[-1]).sum(0) * self.zero_point
+        sums = sums - shift if self.bias is None else sums + (self.bias - shift)
+        return rules.dequantise(sums, self.weight_scale.astype("f32") * self.input_scale, dtype)
 
 
 class QuantisedLinear(Quantised):
@@ -121,18 +125,21 @@ def _parts(weight: Array, bias: Array | None, taken: Range, bits: int) -> dict[s
     affine = rules.activation(*taken)
     scales = fitted_scales(weight, bias, affine.scale, bits)
     numbers = whole_numbers(weight, scales, bits).astype("i8")
-    whole = ops.zeros(scales.shape, "f64") if bias is None else whole_bias(bias, scales, affine.scale)
-    sums = numbers.astype("i32").reshape(-1, weight.shape[-1]).sum(0)
     return {"weight": numbers if bits == 8 else Packed.pack(numbers.numpy(), bits),
-            "bias": whole.astype("i32") - sums * affine.zero_point, "weight_scale": scales,
+            "bias": None if bias is None else whole_bias(bias, scales, affine.scale).astype("i32"),
+            "weight_scale": scales.astype("bf16"),
             "input_scale": as_array(np.float32(affine.scale)), "zero_point": as_array(np.int32(affine.zero_point))}
 
 
 def fitted_scales(weight: Array, bias: Array | None, input_scale: float, bits: int) -> Array:
-    """The scales f32[out] of weights, raised where the bias would not fit into `LARGEST_BIAS` steps otherwise."""
+    """The scales f32[out] of weights, numbers of bf16.
+
+    They are raised where the bias would not fit into `LARGEST_BIAS` steps otherwise.
+    """
     scales = weight_scales(weight, bits)
     if bias is not None:
         scales = ops.maximum(scales, ops.abs(bias) / (input_scale * LARGEST_BIAS))
+    scales = scales.astype("bf16").astype("f32")
     return ops.select(scales == 0, 1.0, scales)
 
 

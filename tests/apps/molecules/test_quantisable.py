@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from core.engine.errors import DeviceError
 from core.engine.jit import jit
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
-from tests.apps.molecules.small import MODELS, molecules, predicted, table, tilework
+from tests.apps.molecules.small import FAST, MODELS, molecules, predicted, table, tilework, train
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,79 @@ def test_fewer_bits_are_packed(bits: int, dtype: str, run: Path, tmp_path: Path)
     assert molecules("evaluate", tmp_path / "small", "--out", tmp_path / "report").code == 2  # DATA is missing
 
 
+@pytest.mark.parametrize("model", ["dmpnn", "mpnn"])
+def test_training_for_few_bits_makes_up_for_the_rounding(model: str, runs: dict[str, Path], nci: Path,
+                                                         tmp_path: Path) -> None:
+    command = ("quantize", runs[model], nci, "--bits", "1", "--out", tmp_path / "small", "--json")
+    outcome = molecules(*command, "--epochs", "15", "--rate", "0.01")  # measured on what it is trained on
+    assert outcome.code == 0, outcome.err
+    numbers = outcome.numbers
+    assert numbers["rmse after"] < 0.8 * numbers["rmse rounded"]
+    (row,) = [row for row in table(tmp_path / "small" / "report" / "metrics.csv") if row["metric"] == "rmse"]
+    assert [float(row[state]) for state in ("before", "rounded", "after")] == [
+        numbers[f"rmse {state}"] for state in ("before", "rounded", "after")]
+    plain = molecules("quantize", runs[model], nci, "--bits", "1", "--out", tmp_path / "plain", "--json")
+    assert plain.numbers["rmse after"] == numbers["rmse rounded"] and "rmse rounded" not in plain.numbers
+    assert plain.numbers["bytes after"] == numbers["bytes after"]
+    measured = molecules("evaluate", tmp_path / "small", nci, "--out", tmp_path / "report", "--json")
+    assert measured.numbers["rmse"] == numbers["rmse after"]
+    again = molecules(*command, "--epochs", "15", "--rate", "0.01", "--resume")
+    assert (again.code, again.numbers) == (0, numbers)  # there is nothing left to do
+
+
+@pytest.fixture(scope="module")
+def pair(nci: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two networks, with dropout, so that random keys count."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    train(nci, "--target", "tpsa", "--ensemble", "2", "--dropout", "0.2", "--epochs", "2", *FAST, "--out", run)
+    return run
+
+
+def test_a_stopped_training_for_few_bits_goes_on_to_the_same_bits(pair: Path, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(out: str, *more: str) -> tuple[object, ...]:
+        return ("quantize", pair, "--bits", "2", "--epochs", "3", "--out", tmp_path / out, *more)
+
+    assert molecules(*words("whole")).code == 0
+    append = RunDirectory.append_metrics
+
+    def stopping(run: RunDirectory, values: Mapping[str, Any]) -> None:
+        append(run, values)
+        if (values["name"], values["epoch"]) == ("part 2", 2):
+            run.request_stop()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "append_metrics", stopping)
+        stopped = molecules(*words("cut"))
+    assert (stopped.code, "--resume goes on from there" in stopped.err) == (6, True)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    other = molecules(*words("cut", "--resume"), "--rate", "0.1")
+    assert (other.code, "rate  0.1 is asked for, it began with None" in other.err) == (2, True)
+    trained = molecules("train", tmp_path, "--out", tmp_path / "cut", "--resume")
+    assert (trained.code, "was begun by quantize; go on with it by its command" in trained.err) == (2, True)
+    assert molecules(*words("cut", "--resume")).code == 0
+    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+    ends = [(line["name"], line["step"]) for line in RunDirectory.open(tmp_path / "cut").metrics()
+            if line["epoch_done"]]
+    assert ends == [(f"part {part}", step) for part in (1, 2) for step in (6, 12, 18)]
+
+
+def test_what_is_trained_on_may_be_given(pair: Path, nci: Path, tmp_path: Path) -> None:
+    bits = []
+    for name, more in (("own", ()), ("given", ("--train-on", nci))):
+        outcome = molecules("quantize", pair, "--bits", "2", "--epochs", "1", "--out", tmp_path / name, *more)
+        assert outcome.code == 0, outcome.err
+        bits.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert bits[0] != bits[1]  # all sixty molecules are more than the training rows
+    assert [item["path"] for item in RunDirectory.open(tmp_path / "given").record["data"]] == [str(nci)]
+    alone = molecules("quantize", pair, "--train-on", nci, "--out", tmp_path / "alone")
+    assert (alone.code, "add --epochs" in alone.err) == (2, True)
+    assert molecules("quantize", pair, "--epochs", "1", "--train-on", tmp_path / "no.csv",
+                     "--out", tmp_path / "none").code == 3
+    assert not (tmp_path / "alone").exists() and not (tmp_path / "none").exists()
+
+
 def test_bad_calls_are_refused_and_leave_nothing(run: Path, quantised: dict[str, Path], nci: Path,
                                                  tmp_path: Path) -> None:
     again = molecules("quantize", quantised["dmpnn"], "--out", tmp_path / "again")
@@ -91,8 +166,6 @@ def test_refused_rows_are_listed_beside_the_run(run: Path, nci: Path, tmp_path: 
 
 
 def test_data_that_changed_is_refused(nci: Path, tmp_path: Path) -> None:
-    from tests.apps.molecules.small import FAST, train
-
     data = tmp_path / "data.csv"
     data.write_bytes(nci.read_bytes())
     train(data, "--target", "tpsa", "--epochs", "1", *FAST, "--out", tmp_path / "run")
@@ -100,6 +173,9 @@ def test_data_that_changed_is_refused(nci: Path, tmp_path: Path) -> None:
     outcome = molecules("quantize", tmp_path / "run", "--out", tmp_path / "new")
     assert outcome.code == 3
     assert "is not there any more" in outcome.err and "name the data to measure on behind the run" in outcome.err
+    trained = molecules("quantize", tmp_path / "run", nci, "--epochs", "1", "--out", tmp_path / "new")
+    assert (trained.code, "what to train on with --train-on" in trained.err) == (3, True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -114,9 +190,9 @@ def test_a_quantised_run_has_the_same_bits_on_the_chip_of_integers(model: str, q
     def result(device: str) -> np.ndarray:
         return jit(subject.call, device=device)(subject.model, batch).numpy()
 
-    if model == "dmpnn":
+    if model != "mpnn":
         np.testing.assert_array_equal(result("tpu-v1"), result("cpu"))
-    else:  # products of two activations, or matrices of bonds
+    else:  # products of two activations
         with pytest.raises(DeviceError, match=r"tpu-v1 cannot compute dot at .*network"):
             result("tpu-v1")
 
