@@ -330,7 +330,7 @@ def _graph_of_run(path: Path, data: Sequence[Path]) -> tuple[str, Any, int, list
             run=run, config=load_config(load(app.config), run.config_path), data=tuple(data), refused=refused)
     arguments = subject.model, subject.batches[0]
     graph = close(jit(subject.call).trace(*arguments))
-    arrays = [as_array(leaf).numpy() for leaf in tree.leaves(arguments)]
+    arrays = [as_array(leaf).storage for leaf in tree.leaves(arguments)]
     return f"{app.name} {path.name}", graph, len(tree.leaves(subject.model)), arrays
 
 

@@ -47,8 +47,8 @@ def quantised(network: FloodFillingNetwork, image: NDArray[np.float32],
     batches = [batch for seen in _fields_of_view(image, config.field_of_view)
                for batch in looks(network, seen[np.newaxis], config, _LOOKS)]
     ranges = calibrate(apply, network, batches, config.device)
-    del ranges[_IN_FLOAT]
-    made: FloodFillingNetwork = quantise(network, ranges)
+    made: FloodFillingNetwork = quantise(network, {layer: found for layer, found in ranges.items()
+                                                   if layer != _IN_FLOAT})
     return made
 
 

@@ -94,7 +94,7 @@ def compile_graph(graph: Graph, held: Sequence[NDArray[Any]], memories: Memories
 
     Parameters
     ----------
-    held : the leading inputs, which are the weights and scales
+    held : storage of the leading inputs, which are the weights and scales
     with_host : whether the host may compute between two layers of the chip
 
     Raises

@@ -32,7 +32,7 @@ def listing(name: str, graph: Graph, held: int, arrays: Sequence[NDArray[Any]], 
     Parameters
     ----------
     held : this many leading inputs are weights
-    arrays : all inputs
+    arrays : storage of all inputs
     with_host : whether the host may compute between two layers of the chip
 
     Raises

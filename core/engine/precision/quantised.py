@@ -69,8 +69,8 @@ class Quantised(Module):
         """The floats of i32 sums of products."""
         # A program that is bound to its weights computes this once, and a loop before it begins.
         shift = self.numbers.astype("i32").reshape(-1, sums.shape[-1]).sum(0) * self.zero_point
-        sums = sums - shift if self.bias is None else sums + (self.bias - shift)
-        return rules.dequantise(sums, self.weight_scale.astype("f32") * self.input_scale, dtype)
+        bias = -shift if self.bias is None else self.bias - shift
+        return rules.dequantise(sums + bias, self.weight_scale.astype("f32") * self.input_scale, dtype)
 
 
 class QuantisedLinear(Quantised):

@@ -60,7 +60,7 @@ def run_on(model, x, device):
 
 def compiled(model, x, memories=SMALL, **options):
     graph = close(jit(lambda model, x: model(x)).trace(model, x))
-    return compile_graph(graph, [leaf.numpy() for leaf in tree.leaves(model)], memories, **options)
+    return compile_graph(graph, [leaf.storage for leaf in tree.leaves(model)], memories, **options)
 
 
 def conv(kernel, out, channels, *, stride=1, padding="valid", groups=1, bits=8, seed=0, taken=(-2.0, 2.0), bias=True,
@@ -351,7 +351,7 @@ def test_what_has_no_instruction_is_named(between, op, hint):
     first, last = linear(6, 5), linear(5, 3)
     x = drawn(4, 6)
     graph = close(jit(lambda model, x: model[1](between(model[0](x)))).trace((first, last), x))
-    held = [leaf.numpy() for leaf in tree.leaves((first, last))]
+    held = [leaf.storage for leaf in tree.leaves((first, last))]
     with pytest.raises(DeviceError, match=rf"tpu-v1 cannot compute {op}.*\n(.*\n)*.*{hint}"):
         compile_graph(graph, held, SMALL)
     (found,) = compile_graph(graph, held, SMALL, with_host=True)([x.numpy()])
@@ -369,7 +369,7 @@ def test_loops_are_written_out():
         return ops.scan(lambda state, row: turn(state, row, layer), ops.zeros((4, 5)), x)[0]
 
     graph = close(jit(looped).trace(layer, x))
-    made = compile_graph(graph, [leaf.numpy() for leaf in tree.leaves(layer)], SMALL, with_host=True)
+    made = compile_graph(graph, [leaf.storage for leaf in tree.leaves(layer)], SMALL, with_host=True)
     assert len(made.program.parts) == 3
     assert len(made.program.tiles) == 4, "turns of the loop share tiles"
     np.testing.assert_array_equal(made([x.numpy()])[0], jit(looped, device="tpu-v1")(layer, x).numpy())
