@@ -64,7 +64,8 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
     seeds = policy_seeds(image, labels, config, settings) if settings.seeds is None else read_seeds(
         settings.seeds, image.shape, config, refused)
     program = program_of(run, config, settings.precision, image)
-    with Interim(out, [image, labels, seeds, run.model_path.read_bytes(), config, _deciding(settings)]) as interim:
+    with Interim(out, [image, labels, seeds, run.model_path.read_bytes(), config.field_of_view, config.device,
+                       _options(config, settings), settings.reverse, settings.precision]) as interim:
         canvas, origins = fill(image, labels, program, config, settings, seeds, interim)
         with written_segmentation(out, volume.shape, volume.voxel_size, precision=settings.precision) as file:
             file.write((0, 0, 0), np.maximum(canvas.labels, 0))
@@ -75,12 +76,6 @@ def flood(run: RunDirectory, config: ConnectomicsConfig, input: str, out: Path, 
                    "voxels": sum(origin.voxels for origin in origins),
                    "overlapping": sum(origin.overlap for origin in origins), "tried": counters.tried,
                    "too weak": counters.too_weak, "too small": counters.too_small, "precision": settings.precision})
-
-
-def _deciding(settings: FloodSettings) -> list[object]:
-    """The settings that decide the objects, once image, labels and seeds are given."""
-    return [settings.segment_threshold, settings.disco_seed_threshold, settings.min_segment_size,
-            settings.min_boundary_dist, settings.reverse, settings.precision]
 
 
 def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program, config: ConnectomicsConfig,
@@ -94,13 +89,12 @@ def fill(image: NDArray[np.float32], labels: NDArray[np.int32], program: Program
     program : see `program_of`
     interim : where to go on from, and to note what is done
     """
-    options = replace(options_of(config, settings), min_segment_size=settings.min_segment_size,
-                      min_boundary_dist=triple(settings.min_boundary_dist))
     found = interim.load() if interim else None
     start = found or Standing(labels, Counters(), (), 0)
     if found:
         LOGGER.info("goes on behind seed %d of %d, with %d objects", found.next, len(seeds), len(found.origins))
-    canvas = Canvas(image, start.labels, program, triple(config.field_of_view), options, start.counters)
+    canvas = Canvas(image, start.labels, program, triple(config.field_of_view), _options(config, settings),
+                    start.counters)
     origins = list(start.origins)
     ordered = seeds[::-1] if settings.reverse else seeds
     for number, (z, y, x) in enumerate(ordered[start.next:], start.next):
@@ -150,6 +144,12 @@ def bound(network: FloodFillingNetwork, config: ConnectomicsConfig) -> Program:
 def _apply(network: FloodFillingNetwork, image: Array, logits: Array) -> Array:
     result: Array = network(image, logits)
     return result
+
+
+def _options(config: ConnectomicsConfig, settings: FloodSettings) -> FloodOptions:
+    """The options of filling in objects: those of growing a mask, and which masks become objects."""
+    return replace(options_of(config, settings), min_segment_size=settings.min_segment_size,
+                   min_boundary_dist=triple(settings.min_boundary_dist))
 
 
 def options_of(config: ConnectomicsConfig, settings: MaskSettings) -> FloodOptions:
