@@ -211,10 +211,10 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 def test_a_malformed_pickle_is_refused(tmp_path: Path, case: str) -> None:
     pickle, found = MALFORMED[case]
     path = write(tmp_path / "m.pt", pickle, data_0=bytes(32))
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(DataError, match=found) as caught:
         read_torch_file(path)
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < 2
     assert str(path) in str(caught.value) and "expected" in str(caught.value)
 
 
@@ -328,12 +328,12 @@ def test_damaged_models_give_a_data_error_or_a_model(realdata: Path, tmp_path: P
     for seed in range(MUTANTS):
         path.write_bytes(mutant(whole, members, random.Random(seed)))
         tracemalloc.start()
-        started = time.process_time()
+        started = time.thread_time()
         try:
             outcomes[type(read_chemprop(path))] += 1
         except DataError:
             outcomes[DataError] += 1
-        slowest = max(slowest, time.process_time() - started)
+        slowest = max(slowest, time.thread_time() - started)
         highest = max(highest, tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert sum(outcomes.values()) == MUTANTS
