@@ -86,8 +86,8 @@ def odd_lines(elements: int) -> int:
 def walk(block: Block, axes: int) -> tuple[Any, Any, Any]:
     """Functions for kernels that go over tiles of a number of axes: `prepare`, `locate` and `transform_x`.
 
-    They share a table of ``3 * axes`` numbers: the tile's first pixel of out along each axis, then the strides of x and
-    those of a gathered tile. `axis_dims` are the axes of `Tiles`.
+    They share a table of ``4 * axes`` numbers: the tile's first pixel of out along each axis, then the strides of x,
+    those of a gathered tile, and those of out. `axis_dims` are the axes of `Tiles`.
     """
     from numba.extending import register_jitable
 
@@ -103,7 +103,7 @@ def walk(block: Block, axes: int) -> tuple[Any, Any, Any]:
         for axis in range(axes - 1, -1, -1):
             dim = at(axis_dims, AXIS_NUMBERS * axis)
             tiles *= dim[0]
-            table[axes + axis], table[2 * axes + axis] = dim[4], step
+            table[axes + axis], table[2 * axes + axis], table[3 * axes + axis] = dim[4], step, dim[5]
             step *= POINTS
         return tiles
 

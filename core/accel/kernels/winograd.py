@@ -216,8 +216,6 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
         plain, axis_dims = at(d, 14), at(d, 14 + 3 * rank)
         table, zeros = table_on_stack(), zeros_on_stack()
         tiles_of_image, out_strides = prepare(axis_dims, pitch, table), at(table, 3 * axes)
-        for axis in range(axes):
-            out_strides[axis] = axis_dims[AXIS_NUMBERS * axis + 5]
         for unit in range(begin, end):
             of_x = at(f32(p, 3), unit * scratch_size)
             sums = at(of_x, points * x_point)

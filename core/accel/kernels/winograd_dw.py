@@ -124,8 +124,6 @@ def sums_kernel(block: Block, axes: int) -> Any:
         plain, axis_dims = at(d, 14), at(d, 14 + 3 * rank)
         table = table_on_stack()
         tiles_of_image, ct_strides = prepare(axis_dims, pitch, table), at(table, 3 * axes)
-        for axis in range(axes):
-            ct_strides[axis] = axis_dims[AXIS_NUMBERS * axis + 5]
         for unit in range(begin, end):
             of_x = at(f32(p, 3), unit * scratch_size)
             of_ct = at(of_x, points * x_point)
