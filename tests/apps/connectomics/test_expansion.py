@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from apps.cli import main
 from apps.connectomics.expansion import expanded, finer_labels
 from apps.connectomics.pyramid import coarser_labels, coarser_shape
+from tests.apps.connectomics.written import write_segmentation
 
 APPS = ("apps.connectomics.app:APP",)
 SIZE = (30.0, 10.0, 10.0)
@@ -44,14 +45,6 @@ def test_finer_labels_undo_coarser_ones(data: st.DataObject) -> None:
     np.testing.assert_array_equal(coarser_labels(fine, factors), coarse)
 
 
-def written(path: Path, labels: np.ndarray, voxel_size: tuple[float, ...] | None = SIZE) -> str:
-    with h5py.File(path, "w") as file:
-        file["segmentation"] = labels
-        if voxel_size:
-            file["segmentation"].attrs["voxel_size"] = voxel_size
-    return f"{path}:segmentation"
-
-
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     """What the command says as JSON, its exit code among it."""
     code = main(["connectomics", "expand", *arguments, "--json"], APPS)
@@ -64,7 +57,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     coarse = np.zeros((2, 3, 4), np.uint32)
     coarse[0, 0, 0], coarse[1, 2, 3] = 7, 5
     fine = np.zeros((2, 5, 8), np.uint8)
-    address, like = written(tmp_path / "coarse.h5", coarse), written(tmp_path / "fine.h5", fine, None)
+    address = write_segmentation(tmp_path / "coarse.h5", coarse, SIZE)
+    like = write_segmentation(tmp_path / "fine.h5", fine, None)
     report = said(capsys, address, "--like", like, "--max-distance", "5", "--out", str(tmp_path / "out.h5"))
     assert report["exit_code"] == 0
     assert report["numbers"] == {"segments": 2, "voxels before": 6, "voxels after": 13, "voxels": fine.size}
@@ -87,8 +81,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_fits_and_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: np.ndarray,
                                        voxel_size: tuple[float, ...] | None, like: tuple[int, ...],
                                        message: str | None) -> None:
-    address = written(tmp_path / "a.h5", labels, voxel_size)
-    report = said(capsys, address, "--like", written(tmp_path / "like.h5", np.zeros(like, np.uint8)),
+    address = write_segmentation(tmp_path / "a.h5", labels, voxel_size)
+    report = said(capsys, address, "--like", write_segmentation(tmp_path / "like.h5", np.zeros(like, np.uint8), SIZE),
                   "--out", str(tmp_path / "out.h5"))
     assert report["exit_code"] == (3 if message else 0), report
     assert (tmp_path / "out.h5").exists() == (message is None)

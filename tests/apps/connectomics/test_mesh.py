@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +16,7 @@ from apps.cli import main
 from apps.connectomics import meshing
 from apps.connectomics.meshes import joined, surface
 from tests.apps.connectomics.surfaces import area, euler_characteristic, is_closed, read_ply, volume
+from tests.apps.connectomics.written import write_segmentation
 
 APPS = ("apps.connectomics.app:APP",)
 SIZE = (40.0, 10.0, 8.0)
@@ -82,14 +82,6 @@ def test_smoothing_moves_no_corner_by_half_a_voxel() -> None:
 # The command
 
 
-def written(path: Path, labels: np.ndarray, voxel_size: tuple[float, ...] | None = SIZE) -> str:
-    with h5py.File(path, "w") as file:
-        file["segmentation"] = labels
-        if voxel_size:
-            file["segmentation"].attrs["voxel_size"] = voxel_size
-    return f"{path}:segmentation"
-
-
 def meshed(capsys: pytest.CaptureFixture[str], address: str, out: Path, *more: str) -> dict[str, Any]:
     """What the command says as JSON, its exit code among it."""
     code = main(["connectomics", "mesh", address, "--out", str(out), "--json", *more], APPS)
@@ -102,7 +94,7 @@ def test_a_file_a_segment_at_its_place(tmp_path: Path, capsys: pytest.CaptureFix
     name = np.iinfo(np.uint64).max
     labels = np.zeros((6, 9, 12), np.uint64)
     labels[:2, 3:6, 4:12], labels[3, 4, 5] = name, 7  # one that the volume cuts off, and a single voxel
-    said = meshed(capsys, written(tmp_path / "s.h5", labels), tmp_path / "ply", "--smoothing", "0")
+    said = meshed(capsys, write_segmentation(tmp_path / "s.h5", labels, SIZE), tmp_path / "ply", "--smoothing", "0")
     assert said["exit_code"] == 0, said
     assert sorted(path.name for path in (tmp_path / "ply").iterdir()) == [f"{name}.ply", "7.ply"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ply", "s.h5"]
@@ -125,7 +117,7 @@ def test_pieces_fit_without_a_seam(tmp_path: Path, capsys: pytest.CaptureFixture
     labels[4:20, 1:61, 1:61][torus()] = 3
     labels[11:] *= 2
     labels[:4, :30] = np.random.default_rng(0).integers(0, 4, (4, 30, 63))
-    address = written(tmp_path / "s.h5", labels)
+    address = write_segmentation(tmp_path / "s.h5", labels, SIZE)
     assert meshed(capsys, address, tmp_path / "whole", "--smoothing", smoothing)["exit_code"] == 0
     monkeypatch.setattr(meshing, "BLOCK", 13)
     assert meshed(capsys, address, tmp_path / "pieces", "--smoothing", smoothing)["exit_code"] == 0
@@ -137,7 +129,7 @@ def test_pieces_fit_without_a_seam(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_voxel_size_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    address = written(tmp_path / "s.h5", np.ones((2, 2, 2), np.uint8), None)
+    address = write_segmentation(tmp_path / "s.h5", np.ones((2, 2, 2), np.uint8), None)
     said = meshed(capsys, address, tmp_path / "ply")
     assert said["exit_code"] == 3
     assert "does not say how large a voxel is\n  hint  add --voxel-size, in nm, z y x" in said["error"]
@@ -151,12 +143,12 @@ def test_a_voxel_size_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     (np.full((4, 4, 4), -1), "holds -1; labels are whole numbers from 0")])
 def test_what_has_no_meshes(tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: np.ndarray,
                             message: str) -> None:
-    said = meshed(capsys, written(tmp_path / "s.h5", labels), tmp_path / "ply")
+    said = meshed(capsys, write_segmentation(tmp_path / "s.h5", labels, SIZE), tmp_path / "ply")
     assert said["exit_code"] == 3 and message in said["error"], said
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 
 
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ply").mkdir()
-    said = meshed(capsys, written(tmp_path / "s.h5", np.ones((2, 2, 2), np.uint8)), tmp_path / "ply")
+    said = meshed(capsys, write_segmentation(tmp_path / "s.h5", np.ones((2, 2, 2), np.uint8), SIZE), tmp_path / "ply")
     assert said["exit_code"] == 2 and "exists; choose another name, or remove it" in said["error"], said

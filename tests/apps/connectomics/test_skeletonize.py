@@ -11,17 +11,10 @@ import numpy as np
 import pytest
 
 from apps.cli import main
+from tests.apps.connectomics.written import write_segmentation
 
 APPS = ("apps.connectomics.app:APP",)
 SIZE = (40.0, 10.0, 8.0)
-
-
-def written(path: Path, labels: np.ndarray, voxel_size: tuple[float, ...] | None = SIZE) -> str:
-    with h5py.File(path, "w") as file:
-        file["segmentation"] = labels
-        if voxel_size:
-            file["segmentation"].attrs["voxel_size"] = voxel_size
-    return f"{path}:segmentation"
 
 
 def rods() -> np.ndarray:
@@ -41,7 +34,8 @@ def skeletonized(capsys: pytest.CaptureFixture[str], address: str, out: Path, *m
 
 def test_a_file_a_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = rods()
-    said = skeletonized(capsys, written(tmp_path / "s.h5", labels), tmp_path / "swc", "--constant", "50")
+    address = write_segmentation(tmp_path / "s.h5", labels, SIZE)
+    said = skeletonized(capsys, address, tmp_path / "swc", "--constant", "50")
     assert said["exit_code"] == 0 and said["numbers"]["skeletons"] == 2, said
     assert sorted(path.name for path in (tmp_path / "swc").iterdir()) == ["7.swc", "9.swc"]
     length, nodes = 0.0, 0
@@ -60,7 +54,7 @@ def test_a_file_a_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_voxel_size_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    address = written(tmp_path / "s.h5", rods(), None)
+    address = write_segmentation(tmp_path / "s.h5", rods(), None)
     said = skeletonized(capsys, address, tmp_path / "swc")
     assert said["exit_code"] == 3
     assert "does not say how large a voxel is\n  hint  add --voxel-size, in nm, z y x" in said["error"]
@@ -73,7 +67,7 @@ def test_a_voxel_size_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     (np.full((4, 4, 4), -1), "holds -1; labels are whole numbers from 0")])
 def test_what_has_no_skeletons(tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: np.ndarray,
                                message: str) -> None:
-    said = skeletonized(capsys, written(tmp_path / "s.h5", labels), tmp_path / "swc")
+    said = skeletonized(capsys, write_segmentation(tmp_path / "s.h5", labels, SIZE), tmp_path / "swc")
     assert said["exit_code"] == 3 and message in said["error"], said
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 
@@ -87,5 +81,5 @@ def test_a_volume_too_large_to_be_held(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "swc").mkdir()
-    said = skeletonized(capsys, written(tmp_path / "s.h5", rods()), tmp_path / "swc")
+    said = skeletonized(capsys, write_segmentation(tmp_path / "s.h5", rods(), SIZE), tmp_path / "swc")
     assert said["exit_code"] == 2 and "exists; choose another name, or remove it" in said["error"], said

@@ -1,6 +1,6 @@
 """Volumes as other libraries write them: what the readers are held against.
 
-Invariant: nothing of the app is used here. Every writer takes a folder and gives the address of what it wrote.
+Invariant: nothing of the app is used here. Every writer gives the address of what it wrote.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ def write_hdf5(folder: Path, array: NDArray[Any], name: str = "raw", **options: 
     with h5py.File(folder / "v.h5", "a") as file:
         file.create_dataset(name, data=array, **options)
     return f"{folder / 'v.h5'}:{name}"
+
+
+def write_segmentation(path: Path, labels: NDArray[Any], voxel_size: tuple[float, ...] | None) -> str:
+    """An HDF5 file of labels that says how large a voxel is, or does not."""
+    with h5py.File(path, "w") as file:
+        file["segmentation"] = labels
+        if voxel_size:
+            file["segmentation"].attrs["voxel_size"] = voxel_size
+    return f"{path}:segmentation"
 
 
 def write_store(driver: str, folder: Path, array: NDArray[Any], path: str = "store", **metadata: Any) -> str:
