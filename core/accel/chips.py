@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import llvmlite.binding as llvm
@@ -87,6 +87,11 @@ def _features() -> frozenset[str]:
     if "amx-tile" in names and not _may_use_tiles():
         return frozenset(name for name in names if not name.startswith("amx"))
     return names
+
+
+def description() -> str:
+    """All of this machine that shapes a plan."""
+    return f"{replace(host(), features=frozenset())} {sorted(_features())}"  # a set has another order in each process
 
 
 def has_exponent_scaling() -> bool:

@@ -5,24 +5,22 @@ Invariant: a call gives the same bits at any number of threads, whatever ran bef
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby, starmap
+from collections.abc import Callable, Sequence
+from itertools import starmap
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.accel import compilers, threads
+from core.accel import compilers, planstore, threads
 from core.accel import driver as drivers
-from core.accel.lower import AnyStep, HostStep
+from core.accel.finished import ARENA, FIRST_INPUT, KEPT, FinishedPlan, Segment
 from core.accel.passes.memory import ALIGNMENT
-from core.accel.plan import ARENA, FIRST_INPUT, KEPT, Plan, make_plan
-from core.accel.step import Repeat, View
-from core.accel.walker import ELEMENTS, Call, PlanTable, bases
+from core.accel.step import HostStep, View
+from core.accel.walker import Call, address, bases
 from core.engine.backends import Options
 from core.engine.graph import Graph
 from core.engine.ops.table import evaluate
@@ -36,7 +34,7 @@ _LARGE = 1 << 19
 def _allocate(nbytes: int) -> Memory:
     """Zeroed bytes at an aligned address."""
     raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    skip = -_address(raw) % ALIGNMENT
+    skip = -address(raw) % ALIGNMENT
     return raw[skip:skip + nbytes]
 
 
@@ -46,7 +44,7 @@ def _empty(shape: tuple[int, ...], storage: np.dtype[Any]) -> NDArray[Any]:
     if nbytes < _LARGE:
         return np.empty(shape, storage)
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, storage, raw.data, -_address(raw) % ALIGNMENT)
+    return np.ndarray(shape, storage, raw.data, -address(raw) % ALIGNMENT)
 
 
 def _references(arrays: Sequence[NDArray[Any]], number: int) -> tuple[int, int]:
@@ -62,22 +60,23 @@ class CpuExecutable:
     """A plan with its memory. Calls take turns."""
 
     def __init__(self, graph: Graph, options: Options, backend: str = "cpu") -> None:
-        self._plan: Plan = make_plan(graph, options, backend)
+        self._plan: FinishedPlan = planstore.plan_of(graph, options, backend)
         self.report = self._plan.report
         self._options = options
         self._lock = threading.Lock()
         self._arena, self._kept = _allocate(self._plan.arena), _allocate(self._plan.kept)
-        for offset, image in self._plan.constants:
-            self._kept[offset:offset + image.size] = image
-        compilers.compile_missing(_kernels((*self._plan.prologue, *self._plan.body)))
+        for offset, array in self._plan.constants:
+            self._kept[offset:offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        compilers.compile_missing(self._plan.kernels)
         self._bases = bases(FIRST_INPUT + len(self._plan.inputs) + len(self._plan.outputs))
-        self._bases[ARENA], self._bases[KEPT] = _address(self._arena), _address(self._kept)
+        self._bases[ARENA], self._bases[KEPT] = address(self._arena), address(self._kept)
         self._first_given = FIRST_INPUT + options.held
         self._first_output = FIRST_INPUT + len(self._plan.inputs)
         self._first_fresh = self._first_output + (options.held if options.carried else 0)
         self._prologue = self._segments(self._plan.prologue)
         self._body = self._segments(self._plan.body)
-        self._results = [(view.shape, view.dtype.storage) for view in
+        self._alone = _alone(self._body)
+        self._results = [(aval.shape, aval.dtype.storage) for aval in
                          self._plan.outputs[self._first_fresh - self._first_output:]]
         self._latest: list[NDArray[Any]] = list(starmap(_empty, self._results))
         self._has_large = any(array.nbytes >= _LARGE for array in self._latest)
@@ -88,17 +87,10 @@ class CpuExecutable:
         if not options.held:
             self._prepare()
 
-    def _segments(self, steps: Sequence[AnyStep]) -> list[Call | HostStep]:
-        """Calls of the steps between those that run on the host; each is given the arguments and the results."""
+    def _segments(self, segments: Sequence[Segment]) -> list[Call | HostStep]:
+        """Calls in the place of tables; each is given the arguments and the results."""
         given = (*range(self._first_given, self._first_output), *range(self._first_fresh, len(self._bases)))
-        segments: list[Call | HostStep] = []
-        for on_host, group in groupby(steps, lambda step: isinstance(step, HostStep)):
-            if on_host:
-                segments += [step for step in group if isinstance(step, HostStep)]
-            else:
-                compiled = [step for step in group if not isinstance(step, HostStep)]
-                segments.append(Call(PlanTable.build(compiled, self._plan.base_of), self._bases, given))
-        return segments
+        return [segment if isinstance(segment, HostStep) else Call(segment, self._bases, given) for segment in segments]
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
         with self._lock:
@@ -115,13 +107,22 @@ class CpuExecutable:
             return [array.copy() for array in self._held]
 
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        with self._lock:
+        for array in arrays:
+            if not array.flags.c_contiguous:
+                arrays = [*map(np.ascontiguousarray, arrays)]
+                break
+        self._lock.acquire()  # half the time of a with statement
+        try:
             fresh = self._fresh()
-            self._run(self._body, [array if array.flags.c_contiguous else np.ascontiguousarray(array)
-                                   for array in arrays], fresh)
+            if self._alone is not None:
+                self._alone(*arrays, *fresh)
+            else:
+                self._run(self._body, arrays, fresh)
             if self._options.carried:
                 self._own(self._spare, self._held)
             return fresh
+        finally:
+            self._lock.release()
 
     def drive(self, driver: Callable[..., None], given: Sequence[NDArray[Any]], results: Sequence[NDArray[Any]],
               arguments: Sequence[Any]) -> None:
@@ -129,13 +130,16 @@ class CpuExecutable:
         with self._lock:
             (call,) = self._body
             assert isinstance(call, Call) and not self._options.carried
-            call.give([*given, *results])
+            call.point([*given, *results])
             drivers.run(driver, call, arguments)
 
     def _fresh(self) -> list[NDArray[Any]]:
         """Arrays for results; a large one that nobody has any more is used again, since new pages cost time."""
         if not self._has_large:
-            return [np.empty(shape, storage) for shape, storage in self._results]
+            fresh = []
+            for shape, storage in self._results:  # a comprehension would be a call more
+                fresh.append(np.empty(shape, storage))
+            return fresh
         for number, result in enumerate(self._results):
             if self._latest[number].nbytes < _LARGE or _references(self._latest, number) != _UNSHARED:
                 self._latest[number] = _empty(*result)
@@ -143,23 +147,24 @@ class CpuExecutable:
 
     def _own(self, held: list[NDArray[Any]], spare: list[NDArray[Any]]) -> None:
         self._held, self._spare = held, spare
-        self._bases[FIRST_INPUT:self._first_given] = list(map(_address, held))
-        self._bases[self._first_output:self._first_fresh] = list(map(_address, spare))
+        self._bases[FIRST_INPUT:self._first_given] = list(map(address, held))
+        self._bases[self._first_output:self._first_fresh] = list(map(address, spare))
 
     def _prepare(self) -> None:
         """Run what depends on constants and held inputs alone."""
         if self._prologue:
-            given = [np.empty(view.shape, view.dtype.storage) for view in self._plan.inputs[self._options.held:]]
+            given = [np.empty(aval.shape, aval.dtype.storage) for aval in self._plan.inputs[self._options.held:]]
             self._run(self._prologue, given, [np.empty(shape, storage) for shape, storage in self._results])
 
     def _run(self, segments: Sequence[Call | HostStep], given: Sequence[NDArray[Any]],
              fresh: Sequence[NDArray[Any]]) -> None:
         for segment in segments:
-            if isinstance(segment, Call):
-                segment.give([*given, *fresh])
-                threads.run(segment)
-            else:
+            if isinstance(segment, HostStep):
                 self._run_on_host(segment, [self._arena, self._kept, *self._held, *given, *self._spare, *fresh])
+            elif segment.parallel:
+                threads.run(segment, *given, *fresh)
+            else:
+                segment.run(*given, *fresh)
 
     def _run_on_host(self, step: HostStep, memories: Sequence[NDArray[Any]]) -> None:
         inputs = [self._array(view, memories) for view in step.inputs]
@@ -177,21 +182,11 @@ class CpuExecutable:
                           offset + view.offset * itemsize, tuple(stride * itemsize for stride in view.strides))
 
 
-_word_at = ctypes.c_size_t.from_address
-
-
-def _kernels(steps: Sequence[AnyStep]) -> Iterator[str]:
-    """Texts of the kernels of some steps."""
-    for step in steps:
-        if isinstance(step, Repeat):
-            yield from _kernels((*step.start, *step.steps))
-        elif not isinstance(step, HostStep):
-            yield step.kernel
-
-
-def _address(array: NDArray[Any]) -> int:
-    """Address of the elements: what ``array.ctypes.data`` gives, in a fifth of its time."""
-    return _word_at(id(array) + ELEMENTS).value
+def _alone(segments: Sequence[Call | HostStep]) -> Callable[..., bool] | None:
+    """What runs segments that are but one call and take one thread."""
+    if len(segments) == 1 and isinstance(segments[0], Call) and not segments[0].parallel:
+        return segments[0].run
+    return None
 
 
 class CpuBackend:

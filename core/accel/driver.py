@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.accel import layout, store, threads
+from core.accel import store, threads
 from core.accel.walker import Call
 
 _TYPES: Mapping[str, tuple[str, Any]] = {
@@ -57,11 +57,7 @@ def run(function: Callable[..., None], call: Call, arguments: Sequence[Any]) -> 
         raise TypeError(f"{function.__name__} takes {len(kinds)} arguments behind the network, found {len(arguments)}")
     words = [_word(function, kind, argument) for kind, argument in zip(kinds, arguments, strict=True)]
 
-    def drive(control: int) -> None:
-        call.words[layout.CALL_CONTROL] = control
-        native(_scratch, _scratch, call.words, *words)
-
-    threads.pool().run(call, drive)
+    threads.pool().run(call, _scratch, _scratch, call.words.ctypes.data, *words, through=native)
 
 
 def _word(function: Callable[..., None], kind: Any, argument: Any) -> Any:

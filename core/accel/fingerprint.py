@@ -1,4 +1,4 @@
-"""Keys of the store: digests of everything that shapes the code of a text.
+"""Keys of the store: digests of everything that shapes the code of a text, and of the sources of whole packages.
 
 Invariant: two processes that compute the same key would compile the same code. A key covers the text, every source file
 of this package that the text imports, the versions of Python, numba and llvmlite, numba's settings, and the CPU.
@@ -45,6 +45,22 @@ def source(module: str) -> Path:
     """The file of a module of this package."""
     path = _ROOT.joinpath(*module.split(".")[2:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def sources(package: str) -> list[Path]:
+    """All source files of an installed package, in sorted order."""
+    found = importlib.util.find_spec(package)
+    folders = found.submodule_search_locations or () if found else ()
+    return [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
+
+
+def of_files(paths: Iterable[Path]) -> str:
+    """Digest of the names and the content of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 @functools.cache

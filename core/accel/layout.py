@@ -55,16 +55,17 @@ CLAIMS = 7 * LINE
 """Pieces claimed of each thread's share, a line each."""
 
 # A call of a plan.
-CALL_RESULT = 0
-"""What a function without a result writes where its caller asked for one."""
-CALL_CONTROL = 1
+CALL_CONTROL = 0
 """The control block of a pool, or 0: the plan runs on the caller's thread."""
-CALL_PLAN = 2
-CALL_BASES = 3
-CALL_FIRST = 4
-CALL_LAST = 5
-CALL_ELEMENTS = 6
-"""Where an array object keeps the address of its elements, in bytes."""
-CALL_COUNT = 7
-"""Arrays that the call gives. The numbers of their bases follow, and then the array objects."""
-CALL_ARRAYS = 8
+CALL_PLAN = 1
+CALL_BASES = 2
+CALL_FIRST = 3
+CALL_LAST = 4
+CALL_COUNT = 5
+"""Arrays that are given with the call."""
+CALL_GIVEN = 6
+"""The numbers of their bases."""
+
+# An array object.
+ELEMENTS = object.__basicsize__ // 8
+"""The address of its elements (numpy's C interface, PyArrayObject_fields)."""

@@ -7,7 +7,7 @@ kernel that needs its operand in row-major order has it copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,31 +20,12 @@ from core.accel.kernels import conv as conv_kernels
 from core.accel.loops import copy_step, steps_of_node
 from core.accel.passes.fuse import Node, fuse
 from core.accel.scans import scan_steps
-from core.accel.step import Epilogue, Repeat, Step, View, contiguous, row_major
+from core.accel.step import AnyStep, Epilogue, HostStep, Step, View, contiguous, row_major
 from core.accel.views import INDEX, VIEWS, iota, look, reshaped_strides
 from core.engine import dtypes
 from core.engine.dtypes import DType
 from core.engine.graph import Equation, Graph, Value
 
-
-@dataclass(frozen=True)
-class HostStep:
-    """An equation that runs in numpy, between runs of the walker."""
-
-    equation: Equation
-    inputs: tuple[View, ...]
-    outputs: tuple[View, ...]
-
-    @property
-    def operands(self) -> tuple[View, ...]:
-        return self.inputs + self.outputs
-
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return tuple(range(len(self.inputs), len(self.inputs) + len(self.outputs)))
-
-
-AnyStep = Step | HostStep | Repeat
 _CACHED_RESULTS = 8
 """Results larger together than so many second caches are not in any cache when somebody reads them."""
 

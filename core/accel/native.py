@@ -25,17 +25,17 @@ from core.accel.layout import (
     ADVANCE,
     BACK,
     BASE,
-    CALL_ARRAYS,
     CALL_BASES,
     CALL_CONTROL,
     CALL_COUNT,
-    CALL_ELEMENTS,
     CALL_FIRST,
+    CALL_GIVEN,
     CALL_LAST,
     CALL_PLAN,
     CLAIMS,
     DIMS_START,
     DONE,
+    ELEMENTS,
     ENDS_SERIAL_RUN,
     EXTENT,
     FIRST,
@@ -62,7 +62,8 @@ from core.accel.layout import PLAN as PLAN_WORD
 from core.accel.pointer import KERNEL, i64, intrinsic
 
 POINTERS = types.CPointer(types.voidptr)
-ENTER = types.void()
+OBJECTS = types.CPointer(WORDS)
+ENTER = types.int64(WORDS, OBJECTS, types.int64)
 WORK = types.void(WORDS, types.int64)
 
 SPINS_FOR_PIECE = 400
@@ -144,33 +145,7 @@ def _pointer_in_word(pointer: Any) -> Any:
     return get
 
 
-_get, _words, _array = _pointer_in_word(POINTERS), _pointer_in_word(WORDS), _pointer_in_word(types.voidptr)
-
-
-@intrinsic
-def _passed(typing_context: Any) -> Any:
-    """The words that are passed to a compiled function in place of room for its result.
-
-    A function without arguments is called with one address, that of its result; a call from Python costs 0.2 us for
-    every further one.
-    """
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.function.args[0], context.get_value_type(WORDS))
-
-    return WORDS(), codegen
-
-
-@intrinsic
-def _point_at_elements(typing_context: Any, bases: Any, base: Any, array: Any, elements: Any) -> Any:
-    """Let a base be where the elements of an array object are."""
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bases, base, array, elements = arguments
-        slot = builder.gep(array, [elements])
-        address = builder.load(builder.bitcast(slot, bases.type))
-        builder.store(address, builder.gep(bases, [base]))
-        return context.get_dummy_value()
-
-    return types.void(POINTERS, types.int64, types.voidptr, types.int64), codegen
+_get, _words, _pointer = _pointer_in_word(POINTERS), _pointer_in_word(WORDS), _pointer_in_word(types.voidptr)
 
 
 @_compiled
@@ -328,21 +303,25 @@ def _lead(control: Any, plan: Any, bases: Any, first: int, last: int) -> None:
 
 @_compiled
 def call(network: Any) -> None:
-    """Run the plan that the words of a call name."""
+    """Run the plan that the words of a call name, on its bases as they are."""
     plan = _get(network, CALL_PLAN)
     bases = _get(network, CALL_BASES)
-    arrays = CALL_ARRAYS + network[CALL_COUNT]
-    for k in range(network[CALL_COUNT]):
-        _point_at_elements(bases, network[CALL_ARRAYS + k], _array(network, arrays + k), network[CALL_ELEMENTS])
     if network[CALL_CONTROL] == 0:
         _walk(plan, bases, network[CALL_FIRST], network[CALL_LAST])
     else:
         _lead(_words(network, CALL_CONTROL), plan, bases, network[CALL_FIRST], network[CALL_LAST])
 
 
-def enter() -> None:
-    """Run the plan of the call whose words are passed, for Python."""
-    call(_passed())
+def enter(owner: Any, arrays: Any, count: int) -> int:
+    """Run the call whose words are the elements of `owner` on the elements of arrays, for Python (see `builtin`)."""
+    network = _words(owner, ELEMENTS)
+    if count != network[CALL_COUNT]:
+        return 0
+    bases = _get(network, CALL_BASES)
+    for k in range(count):
+        bases[network[CALL_GIVEN + k]] = _pointer(arrays[k], ELEMENTS)
+    call(network)
+    return 1
 
 
 @_compiled

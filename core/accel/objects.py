@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import linecache
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from core.engine.errors import DeviceError, compose
@@ -72,12 +73,32 @@ def _check_symbols(library: Any, name: str) -> None:
 
 def link(code: ObjectCode) -> int:
     """Load object code into this process and return the address of its entry point."""
+    return _load(_library().add_object_img(code.content), code.symbol)
+
+
+def link_text(text: str, symbol: str, symbols: Mapping[str, int]) -> int:
+    """Compile a text in LLVM's language, load it, and return the address of a symbol.
+
+    Parameters
+    ----------
+    symbols : addresses of what it calls beside functions of this process
+    """
+    library = _library().add_ir(text)
+    for name, address in symbols.items():
+        library.import_symbol(name, address)
+    return _load(library, symbol)
+
+
+def _library() -> Any:
     from llvmlite.binding import JITLibraryBuilder
 
-    builder = JITLibraryBuilder().add_object_img(code.content).add_current_process().export_symbol(code.symbol)
-    library = builder.link(_linker(), f"library {next(_numbers)}")
-    _keep_forever(library)
-    return int(library[code.symbol])
+    return JITLibraryBuilder().add_current_process()
+
+
+def _load(library: Any, symbol: str) -> int:
+    loaded = library.export_symbol(symbol).link(_linker(), f"library {next(_numbers)}")
+    _keep_forever(loaded)
+    return int(loaded[symbol])
 
 
 @functools.cache

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from core.accel.lower import AnyStep, HostStep, Lowering
+from core.accel.finished import ARENA, FIRST_INPUT, KEPT, FinishedPlan, Segment
+from core.accel.lower import Lowering
 from core.accel.passes.fuse import fuse
 from core.accel.passes.inplace import updates_in_place
 from core.accel.passes.memory import aligned, lifetimes, place
@@ -19,12 +21,10 @@ from core.accel.passes.recompute import recompute
 from core.accel.passes.recurrence import lighten
 from core.accel.passes.simplify import simplify
 from core.accel.passes.widened import read_narrow
-from core.accel.step import Buffer, Repeat, Step, View, contiguous
+from core.accel.step import AnyStep, Buffer, HostStep, Repeat, Step, View, contiguous
+from core.accel.walker import PlanTable
 from core.engine.backends import Options, Report
-from core.engine.graph import Graph
-
-ARENA, KEPT, FIRST_INPUT = 0, 1, 2
-"""Numbers of the bases; inputs and then outputs follow."""
+from core.engine.graph import Aval, Graph
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,31 @@ class Plan:
     base_of: dict[Buffer, tuple[int, int]]
     arena: int
     kept: int
-    constants: list[tuple[int, NDArray[np.uint8]]]
+    constants: list[tuple[int, NDArray[Any]]]
     inputs: list[View]
     outputs: list[View]
     in_place: frozenset[int]
     report: Report
+
+    def finish(self) -> FinishedPlan:
+        """The plan as tables."""
+        prologue, body = self._segments(self.prologue), self._segments(self.body)
+        on_host = [view.buffer for segment in (*prologue, *body) if isinstance(segment, HostStep)
+                   for view in segment.operands]
+        inputs, outputs = ([Aval(view.dtype, view.shape) for view in views] for views in (self.inputs, self.outputs))
+        return FinishedPlan(prologue, body, {buffer: self.base_of[buffer] for buffer in on_host}, self.arena, self.kept,
+                            self.constants, inputs, outputs, self.in_place, self.report)
+
+    def _segments(self, steps: Sequence[AnyStep]) -> list[Segment]:
+        """Tables of the steps between those that run on the host."""
+        segments: list[Segment] = []
+        for on_host, group in groupby(steps, lambda step: isinstance(step, HostStep)):
+            if on_host:
+                segments += [step for step in group if isinstance(step, HostStep)]
+            else:
+                compiled = [step for step in group if not isinstance(step, HostStep)]
+                segments.append(PlanTable.build(compiled, self.base_of))
+        return segments
 
 
 def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
@@ -78,14 +98,13 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
                        for step in body for touched in _touched(step)])
     offsets, arena = place(spans)
     base_of |= {buffer: (ARENA, offset) for buffer, offset in offsets.items()}
-    images = [(base_of[buffer][1], np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-              for buffer, array in constants.items()]
+    placed = [(base_of[buffer][1], array) for buffer, array in constants.items()]
     entries = [entry for step, layer in zip(lowering.steps, lowering.layers, strict=True)
                for entry in _entries(step, layer)]
     sources = {step.name: step.kernel for entry in lowering.steps for step in _parts(entry) if isinstance(step, Step)}
     report = Report(backend, entries, sources, arena + kept)
     in_place = frozenset(graph.outputs.index(value) for value in updated)
-    return Plan(prologue, body, base_of, arena, kept, images, inputs, outputs, in_place, report)
+    return Plan(prologue, body, base_of, arena, kept, placed, inputs, outputs, in_place, report)
 
 
 def _output_views(graph: Graph, lowering: Lowering) -> list[View]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.engine.dtypes import DType
+from core.engine.graph import Equation
 
 
 @dataclass(eq=False)
@@ -99,6 +100,23 @@ class Step:
     nbytes: int = 0
 
 
+@dataclass(frozen=True)
+class HostStep:
+    """An equation that runs in numpy, between runs of the walker."""
+
+    equation: Equation
+    inputs: tuple[View, ...]
+    outputs: tuple[View, ...]
+
+    @property
+    def operands(self) -> tuple[View, ...]:
+        return self.inputs + self.outputs
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return tuple(range(len(self.inputs), len(self.inputs) + len(self.outputs)))
+
+
 class Epilogue(Protocol):
     """Work on each element of a product, which the product's kernel may do as its sums become complete."""
 
@@ -159,3 +177,6 @@ class Repeat:
             found.update({view.buffer for view in step.operands} - made - written)
             written |= made
         return found
+
+
+AnyStep = Step | HostStep | Repeat

@@ -1,7 +1,8 @@
-"""Object code of kernels, compiled once per machine and kept on disk.
+"""Object code of kernels, compiled once per machine and kept on disk, and whatever else is kept beside it.
 
-Invariant: an entry is found by a key that covers everything that shapes its code (see `fingerprint`) and is used only
-if its content has the digest in its header, so that it is neither stale nor damaged. A hit never imports numba.
+Invariant: an entry is found by a key that covers everything that shapes its content (see `fingerprint`, `planstore`)
+and is used only if that has the digest in its header, so that it is neither stale nor damaged. A hit never imports
+numba.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from core.engine.errors import DeviceError, compose
 CAPACITY = 512 << 20
 """Bytes that the entries may take; those used least recently go first."""
 
-_MAGIC = b"tilework kernel 1\n"
+_MAGIC = b"tilework entry 1\n"
+_KINDS = (".kernel", ".plan")
 _log = logging.getLogger("tilework.store")
 _started = time.time() - 1.0
 
@@ -107,24 +109,30 @@ class Store:
         return self.directory / f"{fingerprint.key(text, function, fingerprint.closure(text))}.kernel"
 
     def _load(self, text: str, function: str) -> int:
-        path = self._path(text, function)
-        code = _read(path)
-        if code is None:
-            code = objects.compile_text(text, function, f"{function} {path.stem[:12]}")
-            self._keep(path, code, fingerprint.closure(text))
+        name = self._path(text, function).name
+        body = self.read(name)
+        if body is not None:
+            symbol, _, content = body.partition(b"\n")
+            return objects.link(ObjectCode(symbol.decode(), content))
+        code = objects.compile_text(text, function, f"{function} {name[:12]}")
+        self.keep(name, code.symbol.encode() + b"\n" + code.content,
+                  map(fingerprint.source, fingerprint.closure(text)))
         return objects.link(code)
 
-    def _keep(self, path: Path, code: ObjectCode, modules: Iterable[str]) -> None:
-        """Write an entry, unless its code may not belong to its key."""
-        edited = [module for module in modules if fingerprint.source(module).stat().st_mtime > _started]
-        if edited:  # the process may have imported the file before the edit
-            _log.warning("%s is not kept: %s changed after this process began", path.name, ", ".join(edited))
+    def read(self, name: str) -> bytes | None:
+        """The content of an entry, marked as used; None if there is none or it is damaged."""
+        return _read(self.directory / name)
+
+    def keep(self, name: str, content: bytes, sources: Iterable[Path]) -> None:
+        """Write an entry, unless its content may not belong to its key, since a source of it was edited."""
+        if late := edited(sources):  # the process may have imported the file before the edit
+            _log.warning("%s is not kept: %s changed after this process began", name, ", ".join(map(str, late)))
             return
         try:
-            _write(path, code)
+            _write(self.directory / name, content)
             self._prune()
         except OSError as error:
-            _log.warning("%s is not kept: %s", path.name, error)
+            _log.warning("%s is not kept: %s", name, error)
 
     def _prune(self) -> None:
         """Remove the entries used least recently beyond the capacity, and what killed processes left behind."""
@@ -134,7 +142,7 @@ class Store:
                 status = path.lstat()
             except FileNotFoundError:
                 continue  # another process removed it first
-            if path.suffix == ".kernel":
+            if path.suffix in _KINDS:
                 entries.append((status.st_mtime_ns, status.st_size, path))
             elif path.suffix == ".part" and status.st_mtime < time.time() - 3600:
                 path.unlink(missing_ok=True)
@@ -146,23 +154,23 @@ class Store:
             excess -= size
 
 
-def _read(path: Path) -> ObjectCode | None:
-    """The entry at `path`, marked as used; None if there is none or it is damaged."""
+def edited(sources: Iterable[Path]) -> list[Path]:
+    """Those files that changed after this process began."""
+    return [path for path in sources if path.stat().st_mtime > _started]
+
+
+def _read(path: Path) -> bytes | None:
     try:
         content = path.read_bytes()
         os.utime(path)
     except OSError:
         return None
     magic, digest, body = content[:len(_MAGIC)], content[len(_MAGIC):len(_MAGIC) + 32], content[len(_MAGIC) + 32:]
-    if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
-        return None
-    symbol, _, code = body.partition(b"\n")
-    return ObjectCode(symbol.decode(), code)
+    return body if magic == _MAGIC and hashlib.sha256(body).digest() == digest else None
 
 
-def _write(path: Path, code: ObjectCode) -> None:
+def _write(path: Path, body: bytes) -> None:
     """Put an entry in place in one step: other processes see all of it or nothing."""
-    body = code.symbol.encode() + b"\n" + code.content
     descriptor, temporary = tempfile.mkstemp(suffix=".part", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from numpy.typing import NDArray
+
 from core.accel import layout, store
 from core.accel.walker import Call
 from core.engine.errors import ConfigError, compose
@@ -36,20 +38,22 @@ class Pool:
         self._control: Any = None
         self._workers: list[threading.Thread] = []
 
-    def run(self, call: Call, through: Callable[[int], object] | None = None) -> None:
-        """Run the steps of a call; alone on the calling thread if another caller has the workers.
+    def run(self, call: Call, *arguments: Any, through: Callable[..., object] | None = None) -> None:
+        """Run the steps of a call on arrays; alone on the calling thread if another caller has the workers.
 
         Parameters
         ----------
-        through : runs the call instead of ``call.run``, once or more often, and is given the same argument
+        through : runs the call instead of ``call.run``, once or more often, and is given the same arguments
         """
         run = through or call.run
         if not (call.parallel and self.threads > 1 and self._lock.acquire(blocking=False)):
-            run(0)
+            run(*arguments)
             return
         try:
-            run(ctypes.addressof(self._control or self._start()))
+            call.set_control(ctypes.addressof(self._control or self._start()))
+            run(*arguments)
         finally:
+            call.set_control(0)
             self._lock.release()
 
     def close(self) -> None:
@@ -125,13 +129,13 @@ def set_threads(count: int) -> None:
         former.close()
 
 
-def run(call: Call) -> None:
-    """Run the steps of a call on the threads of this process.
+def run(call: Call, *arrays: NDArray[Any]) -> None:
+    """Run the steps of a call, given arrays, on the threads of this process.
 
     The GIL is free meanwhile. Any number of Python threads may call at once: one of them gets the workers, the others
     run their plans alone. An interrupt from the keyboard waits for the end of the plan.
     """
-    pool().run(call)
+    pool().run(call, *arrays)
 
 
 def usable_cores() -> int:

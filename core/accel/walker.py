@@ -1,22 +1,23 @@
 """Plans as tables, and calls of them.
 
-Invariant: a table never changes after it is built. What differs from call to call, the addresses of inputs and outputs,
-comes with the call as `bases`, and the table refers to it by number.
+Invariant: a table never changes after it is built, and holds in any process. What differs from call to call, the
+addresses of inputs and outputs, comes with the call as `bases`, and the table refers to it by number, as it does to
+kernels.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.accel import layout, store
+from core.accel.builtin import Builtin
 from core.accel.layout import (
     BACK,
     DIMS_START,
@@ -37,8 +38,6 @@ from core.engine import dtypes
 
 Bases = ctypes.Array[ctypes.c_size_t]
 """Addresses of the arena, the constants, the inputs and the outputs, in the order that a table's `base_of` numbers."""
-ELEMENTS = object.__basicsize__
-"""Where an array object keeps the address of its elements (numpy's C interface, PyArrayObject_fields)."""
 
 _SMALL = 12e-6
 """Seconds below which a step stays on one thread: to bring another one in takes 3 to 10 microseconds."""
@@ -74,35 +73,46 @@ class PlanTable:
 
     Attributes
     ----------
-    steps : i64[step, field], the fields that `layout` names
+    kernels : source texts
+    steps : i64[step, field], the fields that `layout` names; in the place of a function the number of its kernel
     operands : i64[operand, field], the fields that `layout` names; a step has a range of rows
     dims : i64[dim], a step has a range of them
-    parallel : whether any step is shared among threads
-    address : where the compiled walker finds the three arrays
     """
 
+    kernels: tuple[str, ...]
     steps: NDArray[np.int64]
     operands: NDArray[np.int64]
     dims: NDArray[np.int64]
-    parallel: bool = field(init=False)
-    address: int = field(init=False)
-    _pointers: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        pointers = (ctypes.c_void_p * 3)(*(array.ctypes.data for array in (self.steps, self.operands, self.dims)))
         for array in (self.steps, self.operands, self.dims):
             array.flags.writeable = False
-        object.__setattr__(self, "parallel", bool((self.steps[:, PIECES] > 0).any()))
-        object.__setattr__(self, "address", ctypes.addressof(pointers))
-        object.__setattr__(self, "_pointers", pointers)
 
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def parallel(self) -> bool:
+        """Whether any step is shared among threads."""
+        return bool((self.steps[:, PIECES] > 0).any())
+
+    @property
+    def address(self) -> int:
+        """Where the compiled walker finds the three arrays; compiles or loads the kernels."""
+        return ctypes.addressof(self._linked[0])
+
+    @functools.cached_property
+    def _linked(self) -> tuple[Any, NDArray[np.int64]]:
+        """Pointers to the arrays, and the steps with their functions."""
+        steps = self.steps.copy()
+        steps[:, FUNCTION] = np.array(store.addresses(self.kernels), np.int64)[self.steps[:, FUNCTION]]
+        arrays = (steps, self.operands, self.dims)
+        return (ctypes.c_void_p * 3)(*(array.ctypes.data for array in arrays)), steps
+
     @staticmethod
     def build(plan: Sequence[Step | Repeat], base_of: Mapping[Buffer, tuple[int, int]],
               serial: Callable[[Step], bool] = is_small) -> PlanTable:
-        """The table of steps and of repeats, each of which becomes its steps; compiles or loads their kernels.
+        """The table of steps and of repeats, each of which becomes its steps.
 
         Parameters
         ----------
@@ -118,14 +128,13 @@ class PlanTable:
             If a step has more than ``layout.MAXIMUM_OPERANDS`` operands, or a grain below 1.
         """
         steps, repeats = _flat(plan)
-        kernels = list(dict.fromkeys(step.kernel for step in steps))
-        functions = dict(zip(kernels, store.addresses(kernels), strict=True))
+        kernels: dict[str, int] = {}
         rows = np.zeros((len(steps), STEP_WORDS), np.int64)
         operands: list[tuple[int, ...]] = []
         dims: list[int] = []
         for row, step in zip(rows, steps, strict=True):
             _check(step)
-            row[FUNCTION] = functions[step.kernel]
+            row[FUNCTION] = kernels.setdefault(step.kernel, len(kernels))
             row[OPERANDS_START] = len(operands)
             row[DIMS_START] = len(dims)
             row[EXTENT] = step.extent
@@ -142,7 +151,8 @@ class PlanTable:
         for last, (length, count) in repeats.items():
             rows[last, TIMES], rows[last, BACK] = count, length - 1
             rows[last, ENDS_SERIAL_RUN] |= alone[last] & ~alone[last + 1 - length]
-        return PlanTable(rows, np.array(operands, np.int64).reshape(-1, OPERAND_WORDS), np.array(dims, np.int64))
+        return PlanTable(tuple(kernels), rows, np.array(operands, np.int64).reshape(-1, OPERAND_WORDS),
+                         np.array(dims, np.int64))
 
 
 def _flat(plan: Sequence[Step | Repeat]) -> tuple[list[Step], dict[int, tuple[int, int]]]:
@@ -178,36 +188,46 @@ class Call:
     Parameters
     ----------
     bases : addresses; they stay the caller's
-    given : numbers of those bases that are the elements of arrays which `give` names
+    given : numbers of those bases that are the elements of the arrays which come with each run
     first, last : from this step to before that one; by default all
+
+    Attributes
+    ----------
+    run : ``run(*arrays)`` runs the steps without the GIL, on arrays, C-contiguous, in the order of `given`
     """
 
     def __init__(self, table: PlanTable, bases: Bases, given: Sequence[int] = (), first: int = 0,
                  last: int | None = None) -> None:
         self.parallel = table.parallel
-        self.words = words = (ctypes.c_size_t * (layout.CALL_ARRAYS + 2 * len(given)))()
-        words[layout.CALL_PLAN], words[layout.CALL_BASES] = table.address, ctypes.addressof(bases)
-        words[layout.CALL_FIRST], words[layout.CALL_LAST] = first, len(table) if last is None else last
-        words[layout.CALL_ELEMENTS], words[layout.CALL_COUNT] = ELEMENTS, len(given)
-        words[layout.CALL_ARRAYS:layout.CALL_ARRAYS + len(given)] = list(given)
-        self._objects = 8 * (layout.CALL_ARRAYS + len(given))
-        self._pack = struct.Struct(f"={len(given)}Q").pack_into
-        self._address = ctypes.addressof(words)
-        self._alive = table, bases
+        self.words = np.zeros(layout.CALL_GIVEN + len(given), np.uintp)
+        self.words[layout.CALL_PLAN], self.words[layout.CALL_BASES] = table.address, ctypes.addressof(bases)
+        self.words[layout.CALL_FIRST], self.words[layout.CALL_LAST] = first, len(table) if last is None else last
+        self.words[layout.CALL_COUNT], self.words[layout.CALL_GIVEN:] = len(given), given
+        self.run = _enter().of(self.words, needed=(table, bases))
+        self._given = given
+        self._bases = bases
 
-    def give(self, arrays: Iterable[NDArray[Any]]) -> None:
-        """Take the elements of these arrays, C-contiguous, in the order of `given`; they must live while it runs."""
-        self._pack(self.words, self._objects, *map(id, arrays))
+    def point(self, arrays: Iterable[NDArray[Any]]) -> None:
+        """Let the bases be what `run` would take of these arrays, for a driver; they must live while it runs."""
+        for base, array in zip(self._given, arrays, strict=True):
+            self._bases[base] = address(array)
 
-    def run(self, control: int = 0) -> None:
-        """Run the steps without the GIL, on the calling thread and those of the pool at this address, if any."""
-        self.words[layout.CALL_CONTROL] = control
-        _enter()(self._address)
+    def set_control(self, address: int) -> None:
+        """Run on the calling thread and those of the pool at this address; alone if it is 0."""
+        self.words[layout.CALL_CONTROL] = address
+
+
+_word_at = ctypes.c_size_t.from_address
+
+
+def address(array: NDArray[Any]) -> int:
+    """Address of the elements: what ``array.ctypes.data`` gives, in a fifth of its time."""
+    return _word_at(id(array) + 8 * layout.ELEMENTS).value
 
 
 @functools.cache
-def _enter() -> Callable[[int], None]:
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(store.address(_ENTER, "enter"))
+def _enter() -> Builtin:
+    return Builtin("run", store.address(_ENTER, "enter"), "a call takes as many arrays as its plan is given")
 
 
 _ENTER = "from core.accel.native import ENTER as SIGNATURE, enter\n"

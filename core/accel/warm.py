@@ -13,8 +13,6 @@ ran on this code and machine, and the kernels that it used are still there.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.util
 import json
 import sys
 import time
@@ -76,14 +74,10 @@ def _is_warm(record: Path, state: str, entries: set[str]) -> bool:
 
 
 def _state(entry: EntryPoint) -> str:
-    """Digest of what decides which kernels a rehearsal uses: the machine, this package, and that of the app."""
-    digest = hashlib.sha256(f"{fingerprint.machine()} {chips.host()}".encode())
-    for package in dict.fromkeys((__name__.partition(".")[0], entry.module.partition(".")[0])):
-        found = importlib.util.find_spec(package)
-        for folder in found.submodule_search_locations or () if found else ():
-            for path in sorted(Path(folder).rglob("*.py")):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """What decides which kernels a rehearsal uses: the machine, this package, and that of the app."""
+    packages = dict.fromkeys((__name__.partition(".")[0], entry.module.partition(".")[0]))
+    digests = [fingerprint.of_files(fingerprint.sources(package)) for package in packages]
+    return " ".join([fingerprint.machine(), chips.description(), *digests])
 
 
 if __name__ == "__main__":

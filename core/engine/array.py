@@ -5,6 +5,7 @@ Invariant: an Array never changes. A concrete one holds a read-only numpy array,
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import numpy as np
@@ -227,7 +228,7 @@ def as_array(value: Any, dtype: Any = None) -> Array:
     if isinstance(value, Array):
         return value if dtype is None or value.dtype is as_dtype(dtype) else value.astype(dtype)
     if dtype is None and type(value) is np.ndarray:
-        return Array(Aval(as_dtype(value.dtype), value.shape), value)
+        return Array(aval_of_storage(value.dtype, value.shape), value)
     if dtype is None and not isinstance(value, np.ndarray | np.generic):
         value = np.asarray(value)
         dtype = {"f": dtypes.float32, "i": dtypes.int32, "b": dtypes.bool_}.get(value.dtype.kind)
@@ -236,6 +237,12 @@ def as_array(value: Any, dtype: Any = None) -> Array:
         return Array(Aval(dtypes.bfloat16, bits.shape), bits)
     storage = np.asarray(value, None if dtype is None else as_dtype(dtype).storage)
     return Array(Aval(as_dtype(storage.dtype), storage.shape), storage)
+
+
+@functools.lru_cache(maxsize=4096)
+def aval_of_storage(storage: np.dtype[Any], shape: tuple[int, ...]) -> Aval:
+    """The aval of numpy arrays of a dtype and shape; always the same object, so that it compares fast."""
+    return Aval(as_dtype(storage), shape)
 
 
 def array(value: Any, dtype: Any = None) -> Array:
@@ -250,6 +257,8 @@ _RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
 
 def promote(*values: Any) -> tuple[Array, ...]:
     """Arrays of one dtype, the widest of the highest kind (bool, integer, float); Python numbers adapt to it."""
+    if all(type(value) is Array and value.dtype is values[0].dtype for value in values):  # most calls
+        return values
     arrays = [value if isinstance(value, Array) else as_array(value)
               for value in values if not isinstance(value, Scalar) or isinstance(value, np.generic)]
     if not arrays:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from core.engine import tree
-from core.engine.array import Array, as_array
+from core.engine.array import Array, as_array, aval_of_storage
 from core.engine.backends import Executable, Options, Report, backend, drive
 from core.engine.errors import ShapeError
 from core.engine.graph import Aval, Graph
@@ -22,6 +23,8 @@ from core.engine.ops.control import call
 from core.engine.trace import Traced, is_staging, trace
 
 DEFAULT_DEVICE = "cpu"
+_Signature = tuple[tree.Structure, list[Aval]]
+"""Arguments as a compiled function knows them."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,21 @@ class Jitted:
         return trace(self.function, [as_array(leaf).aval for leaf in leaves], structure)
 
     def __call__(self, *arguments: Any) -> Any:
-        leaves, structure = tree.flatten(arguments)
-        arrays = [as_array(leaf) for leaf in leaves]
         if is_staging():
+            leaves, structure = tree.flatten(arguments)
+            arrays = [as_array(leaf) for leaf in leaves]
             traced = trace(self.function, [array.aval for array in arrays], structure)
             return tree.unflatten(traced.structure, call(*arrays, *traced.captures, graph=traced.graph))
-        signature = structure, [array.aval for array in arrays]
+        signature, storages = _described(arguments)
         latest = self._latest
         if latest is None or latest[0] != signature:
-            self._latest = latest = signature, self._compile(arrays, structure, Options())
+            self._latest = latest = signature, self._compiled_for(signature)
         compiled = latest[1]
-        return _wrap(compiled.structure, compiled.outputs, compiled.executable([array.storage for array in arrays]))
+        return _wrap(compiled.structure, compiled.outputs, compiled.executable(storages))
 
     def report(self, *arguments: Any) -> Report:
         """What the executable for arguments like these is made of."""
-        leaves, structure = tree.flatten(arguments)
-        return self._compile([as_array(leaf) for leaf in leaves], structure, Options()).executable.report
+        return self._compiled_for(_described(arguments)[0]).executable.report
 
     def bind(self, first: Any, update: bool = False) -> Program:
         """A Program that owns the memory of the first argument.
@@ -85,21 +87,39 @@ class Jitted:
         """
         return Program(self, first, update)
 
-    def _compile(self, arrays: Sequence[Array], structure: tree.Structure, options: Options) -> _Compiled:
-        key = (structure, tuple(array.aval for array in arrays), options)
+    def _compiled_for(self, signature: _Signature) -> _Compiled:
+        structure, avals = signature
+        key = structure, tuple(avals)
         with self._lock:
             known = self._compiled.get(key)
             if known is None:
-                traced = trace(self.function, [array.aval for array in arrays], structure)
-                graph = close(traced)
-                known = _Compiled(backend(self.device).compile(graph, options), traced.structure,
-                                  tuple(value.aval for value in graph.outputs))
-                self._compiled[key] = known
+                known = self._compiled[key] = self.compile(signature, Options())
             return known
 
+    def compile(self, signature: _Signature, options: Options) -> _Compiled:
+        """A new executable for arguments of this signature."""
+        structure, avals = signature
+        traced = trace(self.function, avals, structure)
+        graph = close(traced)
+        return _Compiled(backend(self.device).compile(graph, options), traced.structure,
+                         tuple(value.aval for value in graph.outputs))
 
-_Signature = tuple[tree.Structure, list[Aval]]
-"""Arguments as a compiled function knows them."""
+
+def _described(arguments: tuple[Any, ...]) -> tuple[_Signature, list[NDArray[Any]]]:
+    """Signature and storages of arguments. Most are arrays, which are no trees to look into."""
+    avals, storages = [], []
+    for argument in arguments:
+        if type(argument) is np.ndarray:
+            avals.append(aval_of_storage(argument.dtype, argument.shape))
+            storages.append(argument)
+        elif type(argument) is Array:
+            avals.append(argument.aval)
+            storages.append(argument.storage)
+        else:
+            leaves, structure = tree.flatten(arguments)
+            arrays = [as_array(leaf) for leaf in leaves]
+            return (structure, [array.aval for array in arrays]), [array.storage for array in arrays]
+    return (tree.tuple_of_leaves(len(avals)), avals), storages
 
 
 def _wrap(structure: tree.Structure, avals: Sequence[Aval], results: Sequence[Any]) -> Any:
@@ -111,7 +131,8 @@ def _wrap(structure: tree.Structure, avals: Sequence[Aval], results: Sequence[An
 class Program:
     """A jitted function bound to its first argument, whose memory it owns.
 
-    A call with new shapes compiles (or re-plans) once; what is owned moves along. One thread calls at a time.
+    A call with new shapes compiles (or re-plans) once; what is owned moves along. One thread calls at a time. Programs
+    of one function share nothing.
     """
 
     def __init__(self, jitted: Jitted, first: Any, update: bool) -> None:
@@ -125,14 +146,12 @@ class Program:
         self._known: dict[tuple[tree.Structure, tuple[Aval, ...]], _Compiled] = {}
 
     def __call__(self, *rest: Any) -> Any:
-        leaves, structure = tree.flatten(rest)
-        arrays = [as_array(leaf) for leaf in leaves]
-        signature = (structure, [array.aval for array in arrays])
+        signature, storages = _described(rest)
         if signature != self._signature:
-            self._turn_to(signature, arrays)
+            self._turn_to(signature)
         compiled = self._holder
         assert compiled is not None
-        results = compiled.executable([array.storage for array in arrays])
+        results = compiled.executable(storages)
         if self._options.carried:
             return _wrap(compiled.structure.children[1], compiled.outputs[self._options.held:], results)
         return _wrap(compiled.structure, compiled.outputs, results)
@@ -148,29 +167,28 @@ class Program:
         outputs : storage for the results of every call, C-contiguous
         arguments : of the driver: flat arrays and numbers
         """
-        arrays = [as_array(array) for array in inputs]
-        structure = tree.flatten(tuple(arrays))[1]
-        self._turn_to((structure, [array.aval for array in arrays]), arrays)
+        self._turn_to(_described(tuple(inputs))[0])
         assert self._holder is not None
         drive(self._holder.executable, driver, inputs, outputs, arguments)
 
-    def _turn_to(self, signature: _Signature, arrays: Sequence[Array]) -> None:
+    def _turn_to(self, signature: _Signature) -> None:
         """Let the executable for arguments of this signature hold what is owned."""
         structure, avals = signature
         key = (structure, tuple(avals))
         compiled = self._known.get(key)
         if compiled is None:
-            compiled = self._known[key] = self._compile(arrays, structure)
+            compiled = self._known[key] = self._compile(signature)
         if compiled is not self._holder:
             self._check(compiled)
             compiled.executable.hold([array.storage for array in tree.leaves(self.value)])
             self._holder = compiled
         self._signature = signature
 
-    def _compile(self, arrays: Sequence[Array], structure: tree.Structure) -> _Compiled:
+    def _compile(self, signature: _Signature) -> _Compiled:
+        structure, avals = signature
         names = ("0", *(str(index + 1) for index in range(len(structure.children))))
         whole = tree.Structure(tuple, None, names, (self._structure, *structure.children))
-        return self._jitted._compile([*self._arrays, *arrays], whole, self._options)
+        return self._jitted.compile((whole, [*(array.aval for array in self._arrays), *avals]), self._options)
 
     @property
     def value(self) -> Any:

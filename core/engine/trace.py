@@ -6,6 +6,8 @@ trace, or a concrete one, enters a graph as a capture.
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import sys
 import threading
@@ -53,11 +55,11 @@ class Staging:
     _captured: dict[int, Value] = field(default_factory=dict)
 
     def apply(self, op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array, ...]:
-        values = tuple(self.value(array) for array in inputs)
+        values = tuple([self.value(array) for array in inputs])
         avals = infer(op, [value.aval for value in values], params)
-        outputs = tuple(Value(aval) for aval in avals)
+        outputs = tuple(map(Value, avals))
         self.graph.equations.append(Equation(op, values, dict(params), outputs, here()))
-        return tuple(Array(value.aval, value, self) for value in outputs)
+        return tuple([Array(value.aval, value, self) for value in outputs])
 
     def argument(self, aval: Aval) -> Array:
         """A fresh input."""
@@ -89,7 +91,8 @@ _context = _Context()
 
 def apply(op: Op, inputs: Sequence[Any], params: Mapping[str, Any]) -> Any:
     """Apply an op in the present context; gives an Array, or a tuple where the op has several outputs."""
-    outputs = _context.interpreters[-1].apply(op, [as_array(value) for value in inputs], params)
+    arrays = [value if type(value) is Array else as_array(value) for value in inputs]
+    outputs = _context.interpreters[-1].apply(op, arrays, params)
     return outputs if op.multiple else outputs[0]
 
 
@@ -102,7 +105,7 @@ def here() -> Where:
     """The layer path and the user's source line of the call under way."""
     if _context.where is not None:
         return _context.where
-    return Where(".".join(name for name, _ in _context.layers), _source_line())
+    return Where(_context.layers[-1][0] if _context.layers else "", _source_line())
 
 
 def _source_line() -> str:
@@ -111,15 +114,19 @@ def _source_line() -> str:
         frame = frame.f_back
     if frame is None:
         return ""
-    path = frame.f_code.co_filename
-    short = os.sep.join(path.rsplit(os.sep, 3)[-3:])
-    return f"{short}:{frame.f_lineno}"
+    return _short(frame.f_code.co_filename, frame.f_lineno)
+
+
+@functools.lru_cache
+def _short(path: str, line: int) -> str:
+    return f"{os.sep.join(path.rsplit(os.sep, 3)[-3:])}:{line}"
 
 
 @contextmanager
 def layer(name: str, module: object) -> Iterator[None]:
     """Name the layer that the ops inside belong to."""
-    _context.layers.append((name, module))
+    outer = _context.layers[-1][0] if _context.layers else ""
+    _context.layers.append((f"{outer}.{name}" if outer else name, module))
     try:
         yield
     finally:
@@ -152,6 +159,21 @@ def interpret(interpreter: Interpreter) -> Iterator[None]:
         _context.interpreters.pop()
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python's collector of cycles wait while a graph grows.
+
+    It would walk through all of the graph again and again, which takes a third of the time, and nothing of it can go.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class Traced:
     """A traced function: its graph (inputs are the arguments, then the captures) and the tree of its result."""
@@ -171,7 +193,7 @@ def trace(function: Callable[..., Any], avals: Sequence[Aval], structure: tree.S
     """
     staging = Staging()
     arguments = tree.unflatten(structure, [staging.argument(aval) for aval in avals])
-    with interpret(staging):
+    with interpret(staging), uncollected():
         leaves, out_structure = tree.flatten(function(*arguments))
         staging.graph.outputs = [staging.value(as_array(leaf)) for leaf in leaves]
     staging.graph.inputs.extend(staging.value(array) for array in staging.captures)

@@ -5,7 +5,6 @@ Invariant: ``unflatten(*reversed(flatten(x)))`` equals x, and a `Structure` is h
 
 from __future__ import annotations
 
-import builtins
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -51,15 +50,13 @@ def range_names(node: Sequence[Any]) -> list[str]:
 
 
 @functools.cache
-def _tuple_of_leaves(count: int) -> Structure:
+def tuple_of_leaves(count: int) -> Structure:
+    """The structure of a tuple of so many leaves."""
     return Structure(tuple, None, tuple(range_names(range(count))), (LEAF,) * count)
 
 
 def flatten(node: Any) -> tuple[list[Any], Structure]:
     """Leaves in order, and the structure."""
-    # The arguments of most calls are a tuple of arrays.
-    if type(node) is tuple and _registry.keys().isdisjoint(builtins.map(type, node)):
-        return list(node), _tuple_of_leaves(len(node))
     leaves: list[Any] = []
     return leaves, _flatten(node, leaves)
 

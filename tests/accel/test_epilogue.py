@@ -12,9 +12,8 @@ from core.accel.chips import CHIPS
 from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import conv, gemm, narrow, panels
 from core.accel.loopir import Operand, Statement
-from core.accel.lower import HostStep
 from core.accel.passes import fuse
-from core.accel.step import Buffer
+from core.accel.step import Buffer, HostStep
 from core.engine import dtypes, ops, tree
 from core.engine.array import as_array
 from core.engine.backends import Options

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from core.accel import cpu
+from core.accel.plan import make_plan
 from core.engine import ops, random
 from core.engine.array import as_array
 from core.engine.backends import Options, backend
@@ -143,10 +144,11 @@ def drawn(*shape):
 
 def test_what_held_inputs_determine_runs_once():
     held, x = drawn(40, 48), drawn(30, 40)
-    made = executable(lambda w, x: x @ ops.tanh(w), held, x, options=Options(held=1))
-    names = {step.name for step in made._plan.prologue}
-    assert "tanh" in names and "pack" in names
-    assert "pack" not in {step.name for step in made._plan.body}
+    graph = close(jit(lambda w, x: x @ ops.tanh(w)).trace(held, x))
+    plan = make_plan(graph, Options(held=1), "cpu")
+    assert {"tanh", "pack"} <= {step.name for step in plan.prologue}
+    assert "pack" not in {step.name for step in plan.body}
+    made = backend("cpu").compile(graph, Options(held=1))
     made.hold([held.storage])
     expected = x.numpy() @ np.tanh(held.numpy())
     for _ in range(2):

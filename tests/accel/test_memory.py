@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.accel.finished import ARENA, KEPT
 from core.accel.passes.memory import ALIGNMENT, Lifetime, aligned, lifetimes, place
-from core.accel.plan import ARENA, KEPT, make_plan
+from core.accel.plan import make_plan
 from core.accel.step import Buffer
 from core.engine.backends import Options
 from core.engine.jit import close, jit

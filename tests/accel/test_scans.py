@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from core.accel import cpu, threads
+from core.accel.finished import ARENA
 from core.accel.passes.memory import lifetimes
-from core.accel.plan import ARENA, _touched, make_plan
+from core.accel.plan import _touched, make_plan
 from core.accel.step import Repeat
 from core.engine import nn, ops, random, tree
 from core.engine.array import as_array

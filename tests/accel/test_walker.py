@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import struct
 from dataclasses import replace
 from itertools import pairwise
 
@@ -230,8 +229,8 @@ def test_a_call_takes_the_elements_of_arrays_that_it_is_given() -> None:
     call = Call(table, walker.bases(3), given=(2, 0))
     for k in range(3):
         target, source = np.zeros(3, np.float32), np.full((2, 3), k, np.float32)[1]
-        call.give([target, source])
-        call.run()
+        call.run(target, source)
         assert target.tolist() == [2 * k + 1] * 3
-    with pytest.raises(struct.error):
-        call.give([target])
+    for arrays in ((), (target,), (target, source, source)):
+        with pytest.raises(TypeError, match="a call takes as many arrays as its plan is given"):
+            call.run(*arrays)

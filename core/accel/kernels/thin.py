@@ -73,26 +73,17 @@ def thin_kernel(block: Block, epilogue: Any = None) -> Any:
     d = M, N, K, strides of M and K in a, of K in b and of M in out, indices of K in a pass, batch rank, then (extent,
     a, b, out) of each dim. The last pass is followed by the epilogue (see `step.Epilogue`).
     """
-    from numba import types
-
-    from core.accel import pointer, simd
+    from core.accel import pointer, simd, thin
     from core.accel.kernels.scalar import leave
 
     typed = getattr(pointer, block.element)
-    at, strided, tile = simd.at, simd.strided, simd.tile(block)
-    table_on_stack = simd.stack(types.int64, 2 * block.rows + 1)
-    height, width = block.rows, block.columns
+    at, strided, tile, width = simd.at, simd.strided, thin.tile(block), block.columns
     _, finish = epilogue or (leave, leave)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         rows, columns, depth, a_row, a_depth, b_depth, out_row = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
         depth_block, rank, batch_dims = d[7], d[8], at(d, 9)
         chunks = (columns + width - 1) // width
-        offsets = table_on_stack()
-        out_offsets, origin = at(offsets, height), at(offsets, 2 * height)
-        origin[0] = 0
-        for row in range(height):
-            offsets[row], out_offsets[row] = min(row, rows - 1) * a_row, min(row, rows - 1) * out_row
         for start in range(0, max(depth, 1), depth_block):
             count = min(depth_block, depth - start)
             for unit in range(begin, end):
@@ -101,11 +92,10 @@ def thin_kernel(block: Block, epilogue: Any = None) -> Any:
                 b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + start * b_depth + first)
                 place = strided(batch_dims, rank, 4, 3, product) + first
                 out = at(typed(p, 2), place)
-                tile(a, offsets, a_depth, origin, 1, b, 0, b_depth, count, out, out_offsets, rows, columns - first,
-                     start, a, 0)
+                tile(a, a_row, a_depth, b, b_depth, count, out, out_row, rows, columns - first, start)
                 if start + count >= depth:
                     for row in range(rows):
-                        finish(at(p, 3), at(out, out_offsets[row]), place + out_offsets[row], first, columns,
+                        finish(at(p, 3), at(out, row * out_row), place + row * out_row, first, columns,
                                min(width, columns - first))
 
     return kernel

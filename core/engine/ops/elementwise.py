@@ -35,8 +35,9 @@ def _pairs(low: float = -2.0, high: float = 2.0) -> list[Sample]:
 
 def _same(name: str) -> Callable[..., Aval]:
     def shape(*operands: Aval) -> Aval:
-        shown = {f"operand {index}": aval for index, aval in enumerate(operands)}
-        require(len(set(operands)) == 1, name, "operands have one dtype and one shape", **shown)
+        if operands.count(operands[0]) != len(operands):
+            require(False, name, "operands have one dtype and one shape",
+                    **{f"operand {index}": aval for index, aval in enumerate(operands)})
         return operands[0]
 
     return shape

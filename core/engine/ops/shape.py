@@ -6,6 +6,7 @@ Invariant: no element is changed; each gradient is another op of this file or a 
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -73,11 +74,14 @@ def broadcast_together(*arrays: Array) -> tuple[Array, ...]:
     if all(shape == shapes[0] for shape in shapes):
         return arrays
     try:
-        shape = np.broadcast_shapes(*shapes)
+        shape = _common(*shapes)
     except ValueError:
         require(False, "broadcast", "axes, aligned at the end, are equal or 1",
                 **{f"operand {index}": array.aval for index, array in enumerate(arrays)})
     return tuple(broadcast_to(array, shape) for array in arrays)
+
+
+_common = functools.lru_cache(np.broadcast_shapes)
 
 
 def full(shape: Sequence[int], value: bool | int | float, dtype: Any = dtypes.float32) -> Array:
