@@ -161,10 +161,8 @@ class CpuExecutable:
         for segment in segments:
             if isinstance(segment, HostStep):
                 self._run_on_host(segment, [self._arena, self._kept, *self._held, *given, *self._spare, *fresh])
-            elif segment.parallel:
-                threads.run(segment, *given, *fresh)
             else:
-                segment.run(*given, *fresh)
+                threads.run(segment, *given, *fresh)
 
     def _run_on_host(self, step: HostStep, memories: Sequence[NDArray[Any]]) -> None:
         inputs = [self._array(view, memories) for view in step.inputs]

@@ -164,12 +164,13 @@ print(bool(planned), losses, [array.numpy().tobytes().hex() for array in program
 
 def test_processes_share_plans(tmp_path):
     """Two that begin at once, of which the first to look plans, perhaps both, and one that comes later and does not."""
-    def started() -> subprocess.Popen[str]:
+    def started(seed: str) -> subprocess.Popen[str]:  # of hashes: sets have another order in each process
         return subprocess.Popen([sys.executable, "-c", PROGRAM], text=True, stdout=subprocess.PIPE, cwd=ROOT,
-                                env={**os.environ, "PYTHONPATH": ROOT, "TILEWORK_CACHE": str(tmp_path / "store")})
+                                env={**os.environ, "PYTHONPATH": ROOT, "PYTHONHASHSEED": seed,
+                                     "TILEWORK_CACHE": str(tmp_path / "store")})
 
-    early = [process.communicate()[0] for process in [started(), started()]]
-    planned, found = zip(*[text.split(" ", 1) for text in (*early, started().communicate()[0])], strict=True)
+    early = [process.communicate()[0] for process in [started("1"), started("2")]]
+    planned, found = zip(*[text.split(" ", 1) for text in (*early, started("3").communicate()[0])], strict=True)
     assert "True" in planned[:2] and planned[2] == "False"
     assert len(set(found)) == 1
     assert len(list((tmp_path / "store").glob("*.plan"))) == 1

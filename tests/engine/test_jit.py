@@ -101,6 +101,14 @@ def test_bound_arguments_are_copies(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_programs_of_one_function_share_nothing(device):
+    function = jit(lambda w, x: x * w, device=device)
+    programs = [function.bind(as_array(np.full(3, weight, np.float32))) for weight in (1, 2)]
+    for weight in (1, 2, 1, 1, 2):
+        np.testing.assert_array_equal(programs[weight - 1](np.ones(3, np.float32)).numpy(), weight)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_updates_are_carried_from_call_to_call(device):
     def step(state, x):
         return {"n": state["n"] + 1, "s": state["s"] + x, "old": state["s"]}, state["s"] * 1
