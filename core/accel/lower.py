@@ -206,7 +206,7 @@ def has_kernel(equation: Equation) -> bool:
     if equation.op.name in ("window", "window_grad") and not window.fits(x.shape, params["size"], params["stride"],
                                                                          params["padding"]):
         return False
-    if equation.op.name in ("dot", "conv") and x.dtype is dtypes.uint8:
+    if equation.op.name in ("dot", "conv") and x.dtype in (dtypes.uint8, dtypes.int8):
         return equation.inputs[1].aval.dtype is dtypes.int8
     return x.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from core.accel.finished import ARENA, FIRST_INPUT, KEPT, FinishedPlan, Segment
 from core.accel.lower import Lowering
+from core.accel.passes.exact import with_exact_products
 from core.accel.passes.fuse import fuse
 from core.accel.passes.inplace import updates_in_place
 from core.accel.passes.memory import aligned, lifetimes, place
@@ -74,8 +75,8 @@ class Plan:
 
 
 def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
-    """Simplify, read narrow numbers narrow, fuse, lower, and place in memory."""
-    graph = read_narrow(lighten(simplify(graph)))
+    """Simplify, choose the numbers that products read, fuse, lower, and place in memory."""
+    graph = read_narrow(lighten(with_exact_products(simplify(graph))))
     graph.check()
     nodes = fuse(graph)
     again = recompute(graph, nodes)

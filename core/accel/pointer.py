@@ -11,6 +11,11 @@ from typing import Any
 
 from numba import extending, types
 
+ELEMENTS: dict[str, Any] = {
+    "b8": types.uint8, "i8": types.int8, "i16": types.int16, "i32": types.int32, "i64": types.int64,
+    "u8": types.uint8, "u16": types.uint16, "u32": types.uint32,
+    "bf16": types.uint16, "f32": types.float32, "f64": types.float64}
+"""What holds an element, by the name of its dtype; ``b8`` is bool."""
 KERNEL = types.void(types.CPointer(types.voidptr), types.CPointer(types.int64), types.int64, types.int64)
 """Signature of every kernel: operands p, numbers d, first and one-past-last unit of work."""
 
@@ -34,13 +39,4 @@ def _typed(element: types.Type) -> Any:
     return cast
 
 
-b8 = _typed(types.uint8)
-i8 = _typed(types.int8)
-u8 = _typed(types.uint8)
-i32 = _typed(types.int32)
-i64 = _typed(types.int64)
-u16 = _typed(types.uint16)
-u32 = _typed(types.uint32)
-bf16 = _typed(types.uint16)
-f32 = _typed(types.float32)
-f64 = _typed(types.float64)
+b8, i8, i16, i32, i64, u8, u16, u32, bf16, f32, f64 = map(_typed, ELEMENTS.values())

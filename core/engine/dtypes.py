@@ -45,6 +45,7 @@ class DType:
 
 bool_ = DType("bool", "bool", "bool", np.dtype(np.bool_))
 int8 = DType("int8", "i8", "int", np.dtype(np.int8))
+int16 = DType("int16", "i16", "int", np.dtype(np.int16))
 int32 = DType("int32", "i32", "int", np.dtype(np.int32))
 int64 = DType("int64", "i64", "int", np.dtype(np.int64))
 uint8 = DType("uint8", "u8", "uint", np.dtype(np.uint8))
@@ -54,7 +55,7 @@ bfloat16 = DType("bfloat16", "bf16", "float", np.dtype(np.uint16))
 float32 = DType("float32", "f32", "float", np.dtype(np.float32))
 float64 = DType("float64", "f64", "float", np.dtype(np.float64))
 
-ALL = (bool_, int8, int32, int64, uint8, uint16, uint32, bfloat16, float32, float64)
+ALL = (bool_, int8, int16, int32, int64, uint8, uint16, uint32, bfloat16, float32, float64)
 BY_NAME = {name: dtype for dtype in ALL for name in (dtype.name, dtype.short)}
 _BY_STORAGE = {dtype.storage: dtype for dtype in ALL if dtype is not bfloat16}
 

@@ -7,16 +7,18 @@ import math
 import numpy as np
 import pytest
 
+from core.accel.passes.exact import with_exact_products
+from core.accel.passes.simplify import simplify
 from core.engine import dtypes, ops, tree
 from core.engine.array import Array, as_array
 from core.engine.errors import ShapeError
 from core.engine.grad import vjp
 from core.engine.graph import Aval
-from core.engine.jit import jit
+from core.engine.jit import close, jit
 from core.engine.ops.table import TABLE, infer
 from tests.accel.agreement import assert_agree
 
-KINDS = (dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int32, dtypes.int8, dtypes.uint8)
+KINDS = (dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int32, dtypes.int16, dtypes.int8, dtypes.uint8)
 SAMPLED = [op for op in TABLE.values() if op.samples()]
 SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.5, -2.5, 1e-40]
 
@@ -116,7 +118,8 @@ def test_special_numbers_in_order():
                        ops.segment_reduce(x, np.int32([0, 1, 1, 0, 2, 5, -1, 2]), count=4, kind="max")], values)
 
 
-@pytest.mark.parametrize("dtype", (dtypes.int32, dtypes.int64, dtypes.int8, dtypes.uint8, dtypes.uint32), ids=str)
+@pytest.mark.parametrize("dtype", (dtypes.int32, dtypes.int64, dtypes.int8, dtypes.int16, dtypes.uint8, dtypes.uint32),
+                         ids=str)
 def test_integers_wrap_and_divide(dtype):
     limits = np.iinfo(dtype.storage)
     numbers = np.array([limits.min, limits.max, 0, 1, 2, 7, limits.max - 1], dtype.storage)
@@ -135,6 +138,40 @@ def test_unsigned_bytes_meet_signed_ones():
         assert actual.dtype is dtypes.int32
         assert_agree(expected, actual)
     np.testing.assert_array_equal(actual.numpy(), x[0, 0].astype(int) @ w[0, 0, :, :1].astype(int))
+
+
+@pytest.mark.parametrize("pair", [("i16", "i16"), ("i16", "i8"), ("i8", "i16"), ("u8", "i16")], ids="x".join)
+def test_products_of_16_bits_wrap_around_in_32(pair):
+    generator = np.random.default_rng(0)
+    x, w = (as_array(generator.integers(limits.min, limits.max, shape, endpoint=True).astype(limits.dtype))
+            for limits, shape in zip([np.iinfo(dtypes.as_dtype(name).storage) for name in pair],
+                                     [(2, 9, 7, 33), (3, 3, 33, 20)], strict=True))
+    function = jit(lambda x, w: (ops.conv(x, w, stride=(1, 2), padding=((1, 1), (0, 1)), dilation=(1, 1),
+                                          input_dilation=(1, 1), groups=1), x[0, 0] @ w[0, 0], x[0, 0] @ w[0, 0, :, 0]))
+    for expected, actual in zip(*both(function, x, w), strict=True):
+        assert actual.dtype is dtypes.int32
+        assert_agree(expected, actual)
+    wide = x.numpy()[0, 0].astype(np.int64) @ w.numpy()[0, 0, :, 0].astype(np.int64)
+    np.testing.assert_array_equal(actual.numpy(), wide.astype(np.int32))
+    program = jit(lambda w, x: x @ w).bind(w[0, 0])
+    program(x)
+    assert not [name for name, *_ in program.report.steps if name.startswith("host ")]
+
+
+def test_products_of_16_bits_in_a_loop():
+    x = as_array(np.full((4, 3, 5), -32768, np.int16))
+
+    def step(total, row):
+        return total + row @ ops.transpose(row, axes=(1, 0)), total
+
+    compare(lambda x: ops.scan(step, as_array(np.zeros((3, 3), np.int32)), x), x)
+
+
+def test_products_of_too_many_16_bit_terms_stay_exact():
+    many = as_array(np.full((1, (1 << 23) + 1), -32768, np.int16))
+    product = jit(lambda x: ops.dot(x, x, contract=((1,), (1,)), batch=((), ())))
+    graph = with_exact_products(simplify(close(product.trace(many))))
+    assert [equation.op.name for equation in graph.equations] == ["dot"]
 
 
 def test_a_long_sum_is_accurate():

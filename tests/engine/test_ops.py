@@ -110,6 +110,14 @@ def test_int8_products_are_exact_in_int32():
     assert out.dtype is dtypes.int32 and (out.numpy() == 300 * 128**2).all()
 
 
+@pytest.mark.parametrize("other", (np.int8, np.int16))
+def test_products_of_16_bits_wrap_around_in_int32(other):
+    a, b = np.full((1, 5), -32768, np.int16), np.full((5, 1), np.iinfo(other).min, other)
+    exact = 5 * 32768 * -int(np.iinfo(other).min)
+    out = ops.matmul(as_array(a), as_array(b))
+    assert out.dtype is dtypes.int32 and out.numpy()[0, 0] == np.int64(exact).astype(np.int32)
+
+
 @pytest.mark.parametrize("target", ("bf16", "i32", np.float64, dtypes.int8), ids=str)
 def test_a_dtype_may_be_given_by_name(target):
     x = as_array([1.5, -2.5])

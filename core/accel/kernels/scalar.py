@@ -102,6 +102,7 @@ def _saturating(target: Any, limits: Any) -> Any:
 
 
 i8_from_f32, i8_from_f64 = _saturating(np.int8, np.iinfo(np.int8))
+i16_from_f32, i16_from_f64 = _saturating(np.int16, np.iinfo(np.int16))
 i32_from_f32, i32_from_f64 = _saturating(np.int32, np.iinfo(np.int32))
 i64_from_f32, i64_from_f64 = _saturating(np.int64, np.iinfo(np.int64))
 u8_from_f32, u8_from_f64 = _saturating(np.uint8, np.iinfo(np.uint8))

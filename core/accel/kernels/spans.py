@@ -16,14 +16,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from core.accel.pointer import intrinsic
+from core.accel.pointer import ELEMENTS, intrinsic
 
 _INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
-_ELEMENTS: dict[str, Any] = {
-    "b8": types.uint8, "i8": types.int8, "u8": types.uint8, "u16": types.uint16, "bf16": types.uint16,
-    "i32": types.int32, "u32": types.uint32, "f32": types.float32, "i64": types.int64, "f64": types.float64}
-"""Types behind the names in `core.accel.pointer`."""
 
 _ARITHMETIC = {"sum": ("fadd", "add"), "difference": ("fsub", "sub")}
 _EXTREMES = {"max": ("maximum", "smax"), "min": ("minimum", "smin")}
@@ -93,15 +89,15 @@ def choosing(element: str, adds: bool, nbytes: int) -> Any:
 
 
 def _is_float(element: str) -> bool:
-    return isinstance(_ELEMENTS[element], types.Float)
+    return isinstance(ELEMENTS[element], types.Float)
 
 
 def _over_spans(elements: Sequence[str], scalar: str | None, nbytes: int, operation: Operation,
                 outputs: int = 1) -> Any:
     """A function of a pointer to each span, the scalar if there is one, and the count; the outputs are the first."""
-    pointers = [types.CPointer(_ELEMENTS[element]) for element in elements]
-    signature = types.void(*pointers, *([_ELEMENTS[scalar]] if scalar else []), types.int64)
-    widest = nbytes * 8 // _ELEMENTS[elements[0]].bitwidth
+    pointers = [types.CPointer(ELEMENTS[element]) for element in elements]
+    signature = types.void(*pointers, *([ELEMENTS[scalar]] if scalar else []), types.int64)
+    widest = nbytes * 8 // ELEMENTS[elements[0]].bitwidth
 
     def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         spans, number, count = arguments[:len(elements)], arguments[-2] if scalar else None, arguments[-1]

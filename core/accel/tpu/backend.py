@@ -67,9 +67,9 @@ class FloatTpu:
 
 @dataclass(frozen=True)
 class IntegerTpu:
-    """TPU v1: products of 8-bit integers, summed in 32 bits, which wrap around; the rest as the graph says.
+    """TPU v1: products of integers of 8 bits, and of 16 bits at half of the speed (one operand) or a quarter (both).
 
-    The chip multiplies 16-bit integers too, at half and at a quarter of its speed; the engine has no type for them.
+    Sums have 32 bits and wrap around; the rest is as the graph says.
     """
 
     name: str
@@ -90,15 +90,16 @@ class IntegerTpu:
             for inner in equation.params.values():
                 if isinstance(inner, Graph):
                     self.check(inner)
-            if equation.op.family == "contract" and not _is_of_bytes(equation):
+            if equation.op.family == "contract" and not _is_of_short_integers(equation):
                 first, second = (str(value.aval) for value in equation.inputs)
                 raise refused(equation, f"{first} times {second}",
-                              "the chip multiplies i8 by i8 and u8 by i8, and sums in i32",
+                              "the chip multiplies u8, i8 or i16 by i8 or i16, and sums in i32",
                               "quantise the run first: tilework APP quantize RUN --bits 8 --out RUN8")
 
 
-def _is_of_bytes(product: Equation) -> bool:
-    return product.inputs[1].aval.dtype is dtypes.int8 and product.outputs[0].aval.dtype is dtypes.int32
+def _is_of_short_integers(product: Equation) -> bool:
+    second, out = product.inputs[1].aval.dtype, product.outputs[0].aval.dtype
+    return second in (dtypes.int8, dtypes.int16) and out is dtypes.int32
 
 
 V1 = IntegerTpu("tpu-v1")

@@ -27,8 +27,12 @@ from core.accel.tpu.machine import Machine
 from core.accel.tpu.steps import CLASSES, Estimate, Product, Step, name_host, product, vector_operations
 from core.accel.tpu.timeline import Timeline, pieces, waiting
 from core.accel.views import VIEWS
+from core.engine import dtypes
 from core.engine.errors import DeviceError, compose
 from core.engine.graph import Equation, Graph, Value
+
+_WIDE = ("int8", "int8_int16", "int16")
+"""Names of ``array.passes`` by the number of operands that are integers of 16 bits."""
 
 
 def estimate(graph: Graph, machine: Machine, held: int = 0, precision: str = "") -> Estimate:
@@ -130,7 +134,7 @@ class _Walk:
         extra = spilled / machine.cores / self.per_cycle / (rounds * len(parts))
         before, began = time.spent, time.ended
         for part in parts:
-            time.tiles(rounds, part * self.passes, load + extra, ready)
+            time.tiles(rounds, part * self.passes_of(node.equations[0]), load + extra, ready)
         active, stall, shift, waited = (now - then for now, then in zip(time.spent, before, strict=True))
         lacking = stall * extra / (load + extra) if extra else 0.0
         for kind, spent in zip(CLASSES, (active, stall - lacking, shift, lacking, waited), strict=False):
@@ -146,6 +150,11 @@ class _Walk:
         elements = -(-node.equations[0].outputs[0].aval.size // machine.cores)
         return max(self.vector_free, time.ended + waiting(machine, elements, 1))
 
+    def passes_of(self, product: Equation) -> int:
+        """Times that a row goes through the array; integers of 16 bits may take more than the precision says."""
+        wide = sum(value.aval.dtype is dtypes.int16 for value in product.inputs)
+        return self.machine.array.passes.get(_WIDE[wide], self.passes) if wide else self.passes
+
     def share(self, work: Product) -> tuple[int, int]:
         """Rows and tiles of one core."""
         cores = self.machine.cores
@@ -156,8 +165,7 @@ class _Walk:
     def tile_load(self, step: Step, work: Product, tiles: int) -> float:
         """Cycles until a tile of one core is there: from memory, or from the buffer if it is no weight."""
         value = self.source(work.stationary)
-        width = self.machine.memory.element_bytes or value.aval.dtype.itemsize
-        nbytes = self.machine.array.rows * self.machine.array.columns * width
+        nbytes = self.machine.array.rows * self.machine.array.columns * self.width(value)
         if work.stationary in self.static:
             step.weight_bytes += nbytes * tiles * self.machine.cores
         elif not self.is_spilled(value):
@@ -218,8 +226,12 @@ class _Walk:
         return self.reads(node) - made - self.static, made & self.leaving
 
     def total_bytes(self, values: Iterable[Value]) -> int:
-        return sum(value.aval.size * (self.machine.memory.element_bytes or value.aval.dtype.itemsize)
-                   for value in values)
+        return sum(value.aval.size * self.width(value) for value in values)
+
+    def width(self, value: Value) -> int:
+        """Bytes of an element."""
+        own = value.aval.dtype.itemsize
+        return own if value.aval.dtype is dtypes.int16 else self.machine.memory.element_bytes or own
 
     def is_spilled(self, value: Value) -> bool:
         """Whether a value goes through memory."""

@@ -63,7 +63,7 @@ class Memory:
     bandwidth : peak
     streaming : what a stream of weight tiles gets of it
     fifo_tiles : tiles of weights that wait on the chip
-    element_bytes : of weights and activations; None if they are as a graph has them
+    element_bytes : of weights and activations but 16-bit integers; None if they are as a graph has them
     read_only : the chip cannot write to it, so activations must find room on the chip
     """
 

@@ -90,6 +90,9 @@ class Reading:
             raise refused(equation, "a product of two activations",
                           "the matrix unit takes its weights from the weight memory, which is read only",
                           "multiply by weights that are known when the model is bound")
+        if dtypes.int16 in (source.aval.dtype, weights.aval.dtype):
+            raise refused(equation, f"{source.aval} times {weights.aval}", "instructions of bytes alone are written",
+                          "run it on the device tpu-v1, which has the chip's bits, or quantise it to 8 bits")
         form = self.forms.get(source)
         store = form.store if isinstance(form, Bytes) else None
         columns = source.aval.shape[-1] if store is None else store.columns

@@ -20,6 +20,8 @@ from core.engine.ops.shape import broadcast_to, reshape, transpose
 from core.engine.ops.table import Op, Sample, register, require
 
 Axes = tuple[tuple[int, ...], tuple[int, ...]]
+_SHORT = (dtypes.int8, dtypes.int16)
+"""Integers whose products are summed in 32 bits; the first operand may be u8 too."""
 
 
 def _normal(*shape: int) -> Any:
@@ -27,23 +29,23 @@ def _normal(*shape: int) -> Any:
 
 
 def _operands(a: Any, b: Any) -> tuple[Array, ...]:
-    """Operands of one dtype, or u8 with i8, as they are."""
+    """Operands of one dtype, or integers of 8 and 16 bits, as they are."""
     given = as_array(a), as_array(b)
     return given if _is_pair(given[0].aval, given[1].aval) else promote(a, b)
 
 
 def _is_pair(a: Aval, b: Aval) -> bool:
-    return a.dtype is b.dtype or (a.dtype is dtypes.uint8 and b.dtype is dtypes.int8)
+    return a.dtype is b.dtype or (a.dtype in (dtypes.uint8, *_SHORT) and b.dtype in _SHORT)
 
 
 def _sum_dtype(a: Aval, b: Aval) -> dtypes.DType:
-    """i8 x i8 and u8 x i8 are summed in i32, all others in their own dtype."""
-    return dtypes.int32 if b.dtype is dtypes.int8 else a.dtype
+    """Integers of 8 and 16 bits are summed in i32, which wraps around; all others in their own dtype."""
+    return dtypes.int32 if b.dtype in _SHORT else a.dtype
 
 
 def _widened(a: Any, b: Any) -> tuple[Any, Any]:
     """numpy arrays as they are multiplied."""
-    return (a.astype(np.int32), b.astype(np.int32)) if b.dtype == np.int8 else (a, b)
+    return (a.astype(np.int32), b.astype(np.int32)) if b.dtype in (np.int8, np.int16) else (a, b)
 
 
 # --- dot -------------------------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def _free(ndim: int, *used: tuple[int, ...]) -> tuple[int, ...]:
 def _dot_shape(a: Aval, b: Aval, *, contract: Axes, batch: Axes) -> Aval:
     shown = {"a": a, "b": b, "contract": contract, "batch": batch}
     require(_is_pair(a, b) and a.dtype is not dtypes.bool_, "dot",
-            "operands have one dtype, not bool, or are u8 and i8", **shown)
+            "operands have one dtype, not bool, or are u8, i8 or i16 and i8 or i16", **shown)
     for left, right in (contract, batch):
         require(len(left) == len(right) and all(0 <= i < a.ndim for i in left) and all(0 <= j < b.ndim for j in right),
                 "dot", "contracted and batch axes come in pairs", **shown)
@@ -118,7 +120,8 @@ dot: Op = register(Op(
              Sample((_normal(4), _normal(4)), {"contract": ((0,), (0,)), "batch": ((), ())}),
              Sample((_normal(17, 33), _normal(33, 1)), {"contract": ((1,), (0,)), "batch": ((), ())})],
     _operands,
-    doc="Sum of products over paired axes; output axes are batch, free axes of a, free axes of b. 8 bits give i32."))
+    doc="Sum of products over paired axes; output axes are batch, free axes of a, free axes of b. 8 and 16 bits "
+        "give i32."))
 
 
 def matmul(a: Any, b: Any) -> Array:
@@ -146,7 +149,8 @@ def _conv_shape(x: Aval, w: Aval, *, stride: tuple[int, ...], padding: Padding, 
     rank = x.ndim - 2
     shown = {"input": x, "kernel": w}
     require(rank >= 1 and w.ndim == x.ndim and _is_pair(x, w), "conv",
-            "input is [batch, space ..., channel], kernel [space ..., in, out], of one dtype or u8 and i8", **shown)
+            "input is [batch, space ..., channel], kernel [space ..., in, out], of one dtype, or u8, i8 or i16 and i8 "
+            "or i16", **shown)
     require(len(stride) == len(padding) == len(dilation) == len(input_dilation) == rank
             and min(*stride, *dilation, *input_dilation) > 0, "conv",
             f"stride, padding, dilation and input_dilation have {rank} entries > 0 (padding: pairs)", stride=stride,
@@ -256,8 +260,8 @@ def conv_samples() -> list[Sample]:
 
 conv: Op = register(Op(
     "conv", "contract", _conv_shape, _conv_numpy, _conv_grad, _conv_flops, conv_samples, _operands,
-    doc="Convolution over 1, 2 or 3 axes of space; input_dilation puts zeros between pixels (transposed). 8 bits give "
-        "i32."))
+    doc="Convolution over 1, 2 or 3 axes of space; input_dilation puts zeros between pixels (transposed). 8 and 16 "
+        "bits give i32."))
 
 
 def _conv_dw_shape(x: Aval, ct: Aval, *, kernel: tuple[int, ...], groups: int, **params: Any) -> Aval:

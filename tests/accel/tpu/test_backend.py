@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from core.accel.tpu.compiler import compile_graph
 from core.engine import nn, ops, random
 from core.engine.array import as_array
 from core.engine.backends import MODULES, Driven, Options, backend
@@ -103,6 +104,25 @@ def test_products_of_bytes_have_the_bits_of_the_reference(dtype):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+@pytest.mark.parametrize(("first", "second", "passes"), [(np.uint8, np.int8, 1), (np.int16, np.int8, 2),
+                                                         (np.int8, np.int16, 2), (np.int16, np.int16, 4)])
+def test_integers_of_16_bits_have_their_bits_and_their_time(first, second, passes):
+    x, w = bytes_of(first, 700, 512), bytes_of(second, 512, 256)
+    program = jit(lambda w, x: x @ w, device="tpu-v1").bind(w)
+    expected = (x.astype(np.int64) @ w.astype(np.int64)).astype(np.int32)
+    np.testing.assert_array_equal(program(x).numpy(), expected)
+    found = program.report.estimate
+    assert found.cycles()["active"] == passes * 700 * 2
+    assert found.weight_bytes == w.nbytes and found.steps[0].weight_bytes == w.nbytes
+
+
+def test_no_instructions_are_written_for_16_bits():
+    w = bytes_of(np.int16, 6, 5)
+    graph = close(jit(lambda w, x: x @ w).trace(w, bytes_of(np.int8, 3, 6)))
+    with pytest.raises(DeviceError, match=r"i8\[3, 6\] times i16\[6, 5\](.|\n)*run it on the device tpu-v1"):
+        compile_graph(graph, [w])
+
+
 def in_a_loop(x, w):
     return ops.scan(lambda state, row: (ops.tanh(state @ w + row), None), ops.zeros((3, 6)), x)[0]
 
@@ -124,6 +144,6 @@ def test_v1_refuses_products_of_other_numbers(function, parts):
         jit(function, device="tpu-v1")(drawn(4, 3, 6), drawn(6, 6, seed=1))
     message = str(caught.value)
     assert message.startswith("tpu-v1 cannot compute ")
-    assert not [part for part in (*parts, "test_backend.py:", "the chip multiplies i8 by i8 and u8 by i8",
+    assert not [part for part in (*parts, "test_backend.py:", "the chip multiplies u8, i8 or i16 by i8 or i16",
                                   "quantise the run first: tilework APP quantize RUN --bits 8 --out RUN8")
                 if part not in message], message
