@@ -15,9 +15,9 @@ import time
 import numpy as np
 
 from core.accel import chips, threads
+from core.accel.tpu.architectures import inception_v3
 from core.engine.array import as_array
 from core.engine.jit import jit
-from tests.bench.kernels.architectures import inception_v3
 from tests.bench.kernels.workers.ours_networks import network
 
 DEVICES = ("cpu", "tpu-v2", "tpu-v2:3", "tpu-v2:6")
