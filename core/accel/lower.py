@@ -18,7 +18,7 @@ from core.accel.epilogue import ElementwiseEpilogue
 from core.accel.kernels import bits, gemm, index, narrow, segment, window
 from core.accel.kernels import conv as conv_kernels
 from core.accel.loops import copy_step, steps_of_node
-from core.accel.passes.fuse import Node, fuse
+from core.accel.passes.fuse import PAIRS, Node, fuse
 from core.accel.scans import scan_steps
 from core.accel.step import AnyStep, Epilogue, HostStep, Step, View, contiguous, row_major
 from core.accel.views import INDEX, VIEWS, iota, look, reshaped_strides
@@ -169,12 +169,9 @@ class Lowering:
                    for user in self._users.get(value, ()))
 
     def _reads_a_pair(self, node: Node) -> bool:
-        """Whether a node adds or subtracts two gathers that nothing else reads."""
-        first = node.equations[0]
-        return (len(node.equations) == 1 and first.op.name in _PAIRS and len(set(first.inputs)) == 2
-                and all(value in self.waiting and self._users[value] == [first] and value not in self._outputs
-                        for value in first.inputs)
-                and _fit_as_pair(self, [self.waiting[value] for value in first.inputs]))
+        """Whether a node adds or subtracts rows that it can read where two gathers would."""
+        return bool(node.gathers) and all(gather.outputs[0] in self.waiting for gather in node.gathers) and all(
+            self.view(gather.inputs[0]).strides[1] == 1 for gather in node.gathers)
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
@@ -297,17 +294,6 @@ def _gather(lowering: Lowering, equation: Equation) -> None:
     lowering.add(index.gather(x, indices, lowering.fresh(equation.outputs[0]), equation.params["axis"]))
 
 
-_PAIRS = {"add": "sum", "sub": "difference"}
-
-
-def _fit_as_pair(lowering: Lowering, gathers: Sequence[Equation]) -> bool:
-    """Whether each takes contiguous rows of a matrix, by indices of one type."""
-    matrices, indices = ([equation.inputs[place].aval for equation in gathers] for place in (0, 1))
-    return (all(equation.params["axis"] == 0 for equation in gathers) and all(matrix.ndim == 2 for matrix in matrices)
-            and matrices[0].dtype in _NUMBERS and all(one.ndim == 1 for one in indices)
-            and indices[0].dtype is indices[1].dtype
-            and all(lowering.view(equation.inputs[0]).strides[1] == 1 for equation in gathers))
-
 
 def _gathered_pair(lowering: Lowering, equation: Equation) -> list[Step]:
     def source(gathered: Value) -> tuple[View, View]:
@@ -315,7 +301,7 @@ def _gathered_pair(lowering: Lowering, equation: Equation) -> list[Step]:
         return lowering.memory(matrix), lowering.memory(indices)
 
     first, second = map(source, equation.inputs)
-    return index.gathered_pair(_PAIRS[equation.op.name], first, second, lowering.fresh(equation.outputs[0]))
+    return index.gathered_pair(PAIRS[equation.op.name], first, second, lowering.fresh(equation.outputs[0]))
 
 
 def _mirrored(view: View, axis: int) -> View:

@@ -210,6 +210,14 @@ def test_a_difference_of_gathers_is_one_step():
     assert steps_of(difference, ROWS, FROM, FROM[::-1].copy()) == ["mul", "gathered difference"]
 
 
+def test_a_loop_reads_the_difference_of_gathers():
+    """Less memory moves than with two gathers that the loop reads."""
+    def scaled(x, to, other):
+        return ops.round((ops.gather(x, to, axis=0) - ops.gather(x, other, axis=0)) / np.float32(3))
+
+    assert steps_of(scaled, ROWS, FROM, FROM[::-1].copy()) == ["gathered difference", "div+round"]
+
+
 @pytest.mark.parametrize("function", [
     lambda x, at: ops.gather(x, at, axis=0) + ops.gather(x, at, axis=0),
     lambda x, at: ops.gather(x, at, axis=0) - x[:1],

@@ -5,6 +5,9 @@ equations happens once an element or, behind a reduction, once a row (a row is w
 equation reads of its own node lies at the same element or in the same row; what it reads of a row comes from an earlier
 stage, that is, from an earlier pass over the row. No value leaves a node and comes back to it through another one.
 
+An equation that adds or subtracts two gathers, which nobody else reads, is a node for itself: one kernel reads the rows
+where they come from, which moves less memory than what a loop around it would save.
+
 A product goes on with the loop that alone reads it, its epilogue, if that reads nothing but elements, rows, columns and
 constants of the product's own form.
 """
@@ -18,11 +21,14 @@ from itertools import pairwise
 
 from core.accel.step import View, contiguous, row_major
 from core.accel.views import INDEX, VIEWS, iota, is_whole, kept_shape, look, reshaped, spread
+from core.engine import dtypes
 from core.engine.graph import Equation, Graph, Value
 
 PRODUCTS = {"dot", "conv"}
 """Ops that may have an epilogue."""
 LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "random"}
+PAIRS = {"add": "sum", "sub": "difference"}
+"""Ops on two gathers that one kernel does, and their names there."""
 MAXIMUM_EQUATIONS = 48
 """A loop with more equations than this spills its registers."""
 MAXIMUM_ROW = 1 << 16
@@ -46,6 +52,7 @@ class Node:
         at the end of a pass, or before the first one if it needs no reduction: -1
     members : bit set of its own index and those of the nodes merged into it
     needs : bit set of the members of all nodes that must come before it
+    gathers : the two that it adds or subtracts, and does nothing else
     """
 
     index: int
@@ -55,6 +62,7 @@ class Node:
     stages: dict[Equation, int] = field(default_factory=dict)
     members: int = 0
     needs: int = 0
+    gathers: tuple[Equation, ...] = ()
     merged: Node | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +101,8 @@ class _Fuser:
         self.made_by: dict[Value, Node] = {}
         self.view_of: dict[Value, Equation] = {}
         self.position = {equation: number for number, equation in enumerate(graph.equations)}
+        self._makers = {value: equation for equation in graph.equations for value in equation.outputs}
+        self._users = graph.users()
         self._seen: dict[Value, tuple[Value, View, bool]] = {}
 
     # --- what equations read -----------------------------------------------------------------------------------------
@@ -126,7 +136,7 @@ class _Fuser:
         if equation.op.name in VIEWS:
             self.view_of[equation.outputs[0]] = equation
             return
-        node = Node(self.position[equation], [equation])
+        node = Node(self.position[equation], [equation], gathers=self._gathers(equation))
         producers = set(self.producers(equation))
         for producer in producers:
             node.needs |= producer.needs | producer.members
@@ -142,9 +152,20 @@ class _Fuser:
             for producer in sorted(producers, key=lambda producer: -producer.index):
                 self.merge(producer, node)
 
+    def _gathers(self, equation: Equation) -> tuple[Equation, ...]:
+        """The two gathers that an equation adds or subtracts, if a kernel does that and nothing else reads them."""
+        makers = [self._makers.get(value) for value in equation.inputs]
+        gathers = tuple(maker for maker in makers if maker is not None and maker.op.name == "gather")
+        is_pair = (equation.op.name in PAIRS and len(set(gathers)) == 2 and _fit_as_pair(*gathers)
+                   and all(self._users[value] == [equation] and value not in self.graph.outputs
+                           for value in equation.inputs))
+        return gathers if is_pair else ()
+
     def merge(self, first: Node, second: Node) -> bool:
         """Make one node of two if the invariant allows it; the second is the one that stays."""
-        if first is second or not first.is_loop or len(first.equations) + len(second.equations) > MAXIMUM_EQUATIONS:
+        if first is second or first.gathers or not first.is_loop:
+            return False
+        if len(first.equations) + len(second.equations) > MAXIMUM_EQUATIONS:
             return False
         if self._reaches(second, first) or self._reaches(first, second):
             return False
@@ -281,6 +302,14 @@ class _Fuser:
                 return None
             stage = max(stage, stages[maker] + (of_row and not per_row))
         return stage
+
+
+def _fit_as_pair(*gathers: Equation) -> bool:
+    """Whether each takes rows of a matrix of wide numbers, by indices of one type."""
+    matrices, indices = ([equation.inputs[place].aval for equation in gathers] for place in (0, 1))
+    return (all(equation.params["axis"] == 0 for equation in gathers) and all(matrix.ndim == 2 for matrix in matrices)
+            and matrices[0].dtype in (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64)
+            and all(one.ndim == 1 for one in indices) and indices[0].dtype is indices[1].dtype)
 
 
 def product_columns(product: Equation) -> int:
