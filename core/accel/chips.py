@@ -60,6 +60,9 @@ CHIPS = (
 )
 """Best first; the last one fits every machine."""
 
+WAY, WAYS = 4096, 8
+"""Bytes after which addresses fall into the same set of the first cache, and the lines of a set, on any chip."""
+
 
 @cache
 def host() -> Chip:

@@ -101,6 +101,24 @@ def test_blocks_of_every_chip(chip, monkeypatch):
         assert_product(rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32))
 
 
+@pytest.mark.parametrize(("depth", "stride", "rows"), [(300, 300, 14), (512, 512, 14), (1024, 1024, 8), (512, 1024, 8),
+                                                       (1032, 1032, 14), (64, 3072, 8), (64, 2560, 14)])
+def test_a_block_has_no_more_rows_than_a_set_of_the_cache(depth, stride, rows, monkeypatch):
+    """Rows of 4096 bytes all fall into one set, those of 2048 into two."""
+    monkeypatch.setattr(gemm, "host", lambda: next(chip for chip in chips.CHIPS if chip.name == "avx512"))
+    memory = Memory()
+    a, b, out = (np.zeros(shape, np.float32) for shape in ((50, stride), (depth, 40), (50, 40)))
+    multiply = gemm.matmul(memory.view(a[:, :depth]), memory.view(b), memory.view(out))[-1]
+    assert f"Block(element='f32', lanes=16, heights=({rows}," in multiply.kernel
+
+
+def test_products_of_rows_in_one_set():
+    rng = np.random.default_rng(5)
+    a, b = rng.standard_normal((45, 2048)).astype(np.float32), rng.standard_normal((2048, 75)).astype(np.float32)
+    assert_product(a, b)
+    assert_product(a[:, :1000], b[:1000])
+
+
 def test_broadcast_b_is_packed_once_and_batch_becomes_rows():
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((5, 3, 20)), rng.standard_normal((20, 9))

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil, gcd, prod
 from typing import Any
 
-from core.accel.chips import Block, block_for, host
+from core.accel.chips import WAY, WAYS, Block, block_for, host
 from core.accel.kernels import narrow
 from core.accel.kernels.thin import Dim, batch_dims, dot_step, dots_step, thin_step
 from core.accel.step import Epilogue, Step, View, contiguous
@@ -158,7 +158,7 @@ class Product:
         """The step that computes it; its units are (product, group of panels, block of rows)."""
         if not self.taps:
             return replace(self, taps=(0,), depth=(0, 1)).step(name)
-        block = replace(block_for(host(), self.out.dtype.short, self.columns), columns_masked=self.ends_early)
+        block = self._block()
         row_count = prod(dim[0] for dim in self.rows)
         products = prod(dim[0] for dim in self.batch)
         tap_block, depth_block, copies = self._reduction_blocks(block)
@@ -177,6 +177,16 @@ class Product:
         step = Step(text, (self.a, self.packed, self.out), (2,), dims, products * groups * row_blocks, name=name,
                     flops=flops, nbytes=sum(view.buffer.nbytes for view in (self.a, self.packed, self.out)))
         return step if self.epilogue is None else self.epilogue.attach(step, block.columns, in_place=True)
+
+    def _block(self) -> Block:
+        """The chip's block, with no more rows than there is room for in the first cache at the same place of each.
+
+        Rows a multiple of a way apart, such as those of 1024 columns, fall into one set; if that does not hold them,
+        each line comes from the second cache again for every element of it.
+        """
+        block = replace(block_for(host(), self.out.dtype.short, self.columns), columns_masked=self.ends_early)
+        sets = WAY // gcd(self.rows[-1][1] * self.a.dtype.itemsize, WAY)
+        return replace(block, heights=tuple(height for height in block.heights if height <= WAYS * sets))
 
     def _reduction_blocks(self, block: Block) -> tuple[int, int, int]:
         """Taps and depth of one pass over the rows, and whether the pass copies its part of A first.

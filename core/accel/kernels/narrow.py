@@ -16,7 +16,7 @@ from itertools import takewhile
 from math import ceil, gcd, prod
 from typing import Any
 
-from core.accel.chips import TILES, NarrowBlock, host, narrow_block_for
+from core.accel.chips import TILES, WAY, NarrowBlock, host, narrow_block_for
 from core.accel.kernels import panels
 from core.accel.kernels.panels import Line, line_of
 from core.accel.step import Epilogue, Step, View, contiguous, row_major
@@ -26,8 +26,6 @@ DTYPES = (dtypes.bfloat16, dtypes.int8, dtypes.uint8)
 """Element types of A."""
 PASS_CHUNKS = 128
 """Chunks of the reduction that one pass over the rows may take; rows of so many chunks fit on the thread's stack."""
-WAY = 4096
-"""Bytes after which addresses fall into the same set of the first cache."""
 FEW_UNITS = 8
 """With fewer units than this the work is cut finer, so that every thread has some."""
 LONG_BAND = 16
