@@ -1,6 +1,7 @@
 """Families of processors and the register block that suits each.
 
-Invariant: no chip is named outside `CHIPS`; a new chip is one more row of that table. Nothing here needs the compiler.
+Invariant: no chip is named outside `CHIPS`; a new chip is one more row of that table, and its own way to multiply
+narrow elements one more file of `units`. Nothing here needs the compiler.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import llvmlite.binding as llvm
 from core.engine.errors import ConfigError, compose
 
 VECTORS, AVX512, TILES = "vectors", "avx512", "tiles"
-"""Units that multiply narrow elements: any vectors, AVX-512's dot products of 4 bytes, and AMX tiles."""
+"""Units that multiply narrow elements, as their files in `units` are named: any vectors, AVX-512's dot products of 4
+bytes, and AMX tiles."""
+_UNIT_BLOCKS = {TILES: (16, (32, 16), 2)}
+"""Lanes, heights and vectors of the register block of a unit that does not take its chip's."""
+_TILE_ROWS = {TILES: 16}
+"""Rows of A that a unit reads at once, at one stride; elsewhere each row has an offset of its own."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class NarrowBlock:
     Attributes
     ----------
     element : of A: ``"bf16"``, ``"i8"`` or ``"u8"``; B has the same, signed
-    unit : `VECTORS`, `AVX512` or `TILES`
+    unit : name of a module of `units`
     """
 
     element: str
@@ -175,6 +181,11 @@ class NarrowBlock:
     @property
     def columns(self) -> int:
         return self.lanes * self.vectors
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of A that the unit reads at once, at one stride; 0 if each row has an offset of its own."""
+        return _TILE_ROWS.get(self.unit, 0)
 
     @property
     def group(self) -> int:
@@ -195,6 +206,4 @@ def narrow_block_for(chip: Chip, element: str) -> NarrowBlock:
     """The block of a chip for ``"bf16"``, ``"i8"`` or ``"u8"``."""
     kind = "bf16" if element == "bf16" else "i8"
     unit = next((unit for of, unit, feature in chip.narrow if of == kind and feature in _features()), VECTORS)
-    if unit == TILES:
-        return NarrowBlock(element, unit, 16, (32, 16), 2)
-    return NarrowBlock(element, unit, chip.lanes, chip.heights, chip.vectors)
+    return NarrowBlock(element, unit, *_UNIT_BLOCKS.get(unit, (chip.lanes, chip.heights, chip.vectors)))

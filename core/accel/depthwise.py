@@ -1,6 +1,7 @@
 """Vector code for depthwise convolutions: each channel meets its own kernel, so vectors run along the channels.
 
-Invariant: as in `simd`, nothing here knows a shape or a chip. Channels beyond the last are neither read nor written.
+Invariant: as in `registers`, nothing here knows a shape or a chip. Channels beyond the last are not read and
+not written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numba.extending import register_jitable
 
 from core.accel.chips import Block
 from core.accel.pointer import intrinsic
-from core.accel.simd import FLOATS, INDEX, Vectors, choose
+from core.accel.registers import FLOATS, INDEX, Vectors, choose
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _STREAMED_TOGETHER = 1 << 10
 """Elements that wait in the first cache to be stored past the caches."""
 _FETCHED = 1 << 12
 """Elements of the next row that are fetched while this one is in the first cache."""
-_SIMD = "core.accel.simd"
+_POINTER = "core.accel.pointer"
 _STREAMING = "core.accel.streaming"
 _WIDTH = ("core.accel.vectorwidth", "widest_vectors")
 
@@ -68,7 +68,7 @@ class _Writer:
             self.indent = 1
             self.line("finish_streams()")
         assert self.done == self.written.keys(), "an output of the nest is never written"
-        pointers = {("core.accel.pointer", pointer_type(operand.view.dtype)) for operand in self.nest.operands
+        pointers = {(_POINTER, pointer_type(operand.view.dtype)) for operand in self.nest.operands
                     if operand.role != "index"}
         head = ["import numpy as np", *(["from numba import types"] if self.arrays else []), ""]
         head += import_lines(self.imports | pointers)
@@ -157,7 +157,7 @@ class _Writer:
 
     def _array(self, name: str, element: str, count: int) -> None:
         """Declare an array on the thread's stack."""
-        self.imports.add((_SIMD, "stack"))
+        self.imports.add((_POINTER, "stack"))
         self.arrays.append(f"{name}_array = stack(types.{element}, {count})")
         self.line(f"{name} = {name}_array()")
 

@@ -18,7 +18,7 @@ from core.engine import dtypes
 from core.engine.dtypes import DType
 
 _POINTER = "core.accel.pointer"
-_HELPERS: Imports = {(ALIAS, "store"), ("core.accel.simd", "at"), ("core.accel.simd", "prefetch"),
+_HELPERS: Imports = {(ALIAS, "store"), (_POINTER, "at"), ("core.accel.prefetch", "prefetch"),
                      ("core.accel.vectorwidth", "widest_vectors"),
                      ("numba.extending", "register_jitable")}
 _PLACES = {"whole": "place", "column": "column", "row": "place // length", "constant": "0"}

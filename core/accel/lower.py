@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from core.accel import slices
+from core.accel import contract
 from core.accel.chips import host
 from core.accel.epilogue import ElementwiseEpilogue
-from core.accel.kernels import bits, gemm, index, narrow, segment, window
-from core.accel.kernels import conv as conv_kernels
-from core.accel.loops import copy_step, steps_of_node
+from core.accel.kernels import argreduce, bits, cumsum, index, segment, window
+from core.accel.loops import Values, copy_step, steps_of_node
 from core.accel.passes.fuse import PAIRS, Node, fuse
 from core.accel.scans import scan_steps
-from core.accel.step import AnyStep, Epilogue, HostStep, Step, View, contiguous, row_major
-from core.accel.views import INDEX, VIEWS, iota, look, reshaped_strides
+from core.accel.step import AnyStep, Epilogue, HostStep, Step, View, contiguous
+from core.accel.views import INDEX, VIEWS, iota, look
 from core.engine import dtypes
 from core.engine.dtypes import DType
 from core.engine.graph import Equation, Graph, Value
@@ -80,7 +79,7 @@ class Lowering:
         if not has_kernel(equation):
             self._lower_to_host(equation, epilogue)
         elif name in PRODUCT_KERNELS:
-            PRODUCT_KERNELS[name](self, equation, epilogue)
+            self.add(PRODUCT_KERNELS[name](self, equation, epilogue))
         else:
             KERNELS[name](self, equation)
 
@@ -208,77 +207,8 @@ def has_kernel(equation: Equation) -> bool:
     return x.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
 
 
-def _lower_dot(lowering: Lowering, equation: Equation, epilogue: Epilogue | None) -> None:
-    (contract_a, contract_b), (batch_a, batch_b) = equation.params["contract"], equation.params["batch"]
-    a, b = (lowering.memory(value) for value in equation.inputs)
-    free_a = tuple(axis for axis in range(len(a.shape)) if axis not in (*contract_a, *batch_a))
-    free_b = tuple(axis for axis in range(len(b.shape)) if axis not in (*contract_b, *batch_b))
-    left = _matrix(lowering, a, batch_a, free_a, contract_a)
-    right = _matrix(lowering, b, batch_b, contract_b, free_b)
-    out = lowering.fresh(equation.outputs[0])
-    shape = (*left.shape[:-1], right.shape[-1])
-    whole = replace(out, shape=shape, strides=row_major(shape))
-    if len(shape) == 2 and epilogue is None:
-        lowering.add(slices.product(left, right, whole))
-    else:
-        lowering.add(gemm.matmul(left, right, whole, epilogue))
-
-
-def _matrix(lowering: Lowering, view: View, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> View:
-    """A view as [batch..., rows, columns], several axes merged into one."""
-    order = (*batch, *rows, *columns)
-    turned = replace(view, shape=tuple(view.shape[axis] for axis in order),
-                     strides=tuple(view.strides[axis] for axis in order))
-    lead = turned.shape[:len(batch)]
-    count = len(batch)
-    extents = [1, 1]
-    for place, axes in enumerate((rows, columns)):
-        for axis in axes:
-            extents[place] *= view.shape[axis]
-    merged = _merged(turned, count, len(rows))
-    if merged is None:
-        turned = lowering.copy(turned)
-        merged = row_major((*lead, *extents))
-    return replace(turned, shape=(*lead, *extents), strides=merged)
-
-
-def _merged(view: View, count: int, rows: int) -> tuple[int, ...] | None:
-    """Strides with the axes count..count+rows-1 merged into one, and those behind them into another."""
-    strides = list(view.strides[:count])
-    for first, last in ((count, count + rows), (count + rows, len(view.shape))):
-        part = replace(view, shape=view.shape[first:last], strides=view.strides[first:last])
-        one = reshaped_strides(part, (part.size,))
-        if one is None:
-            return None
-        strides += one
-    return tuple(strides)
-
-
-def _lower_conv(lowering: Lowering, equation: Equation, epilogue: Epilogue | None) -> None:
-    x, kernel = lowering.solid(equation.inputs[0]), equation.inputs[1]
-    # Packing turns the kernel as it goes, but the order of narrow sums would follow its strides.
-    w = lowering.solid(kernel) if x.dtype in narrow.DTYPES else lowering.memory(kernel)
-    lowering.add(conv_kernels.conv(x, w, lowering.fresh(equation.outputs[0]), **equation.params, epilogue=epilogue))
-
-
 def _lower_conv_dw(lowering: Lowering, equation: Equation) -> None:
-    x, ct = (lowering.solid(value) for value in equation.inputs)
-    params = {name: value for name, value in equation.params.items() if name != "kernel"}
-    out = lowering.fresh(equation.outputs[0])
-    if _is_pointwise(out.shape[:-2], **equation.params):  # pixels meet pixels
-        pixels, inputs, outputs = x.size // x.shape[-1], x.shape[-1], ct.shape[-1]
-        lowering.add(slices.product(replace(x, shape=(inputs, pixels), strides=(1, inputs)),
-                                    replace(ct, shape=(pixels, outputs), strides=(outputs, 1)),
-                                    replace(out, shape=(inputs, outputs), strides=(outputs, 1))))
-    else:
-        lowering.add(conv_kernels.conv_dw(x, ct, out, **params))
-
-
-def _is_pointwise(taps: Sequence[int], *, stride: Sequence[int], padding: Sequence[Sequence[int]],
-                  input_dilation: Sequence[int], groups: int, **others: Any) -> bool:
-    """Whether a convolution takes each pixel for itself."""
-    return (groups == 1 and all(extent == 1 for extent in (*taps, *stride, *input_dilation))
-            and not any(low or high for low, high in padding))
+    lowering.add(contract.conv_dw(lowering, equation))
 
 
 def _lower_gather(lowering: Lowering, equation: Equation) -> None:
@@ -339,12 +269,12 @@ def _lower_window_grad(lowering: Lowering, equation: Equation) -> None:
 
 def _lower_cumsum(lowering: Lowering, equation: Equation) -> None:
     x = lowering.solid(equation.inputs[0])
-    lowering.add(window.cumsum(x, lowering.fresh(equation.outputs[0]), **equation.params))
+    lowering.add(cumsum.cumsum(x, lowering.fresh(equation.outputs[0]), **equation.params))
 
 
 def _lower_argreduce(lowering: Lowering, equation: Equation) -> None:
     x = lowering.solid(equation.inputs[0])
-    lowering.add(window.argreduce(x, lowering.fresh(equation.outputs[0]), **equation.params))
+    lowering.add(argreduce.argreduce(x, lowering.fresh(equation.outputs[0]), **equation.params))
 
 
 def _lower_bit_dot(lowering: Lowering, equation: Equation) -> None:
@@ -398,8 +328,8 @@ def narrowed(view: View, axis: int, begin: int, extent: int, step: int) -> View:
     return replace(view, shape=shape, strides=strides, offset=view.offset + begin * view.strides[axis])
 
 
-PRODUCT_KERNELS: dict[str, Callable[[Lowering, Any, Epilogue | None], None]] = {
-    "dot": _lower_dot, "conv": _lower_conv}
+PRODUCT_KERNELS: dict[str, Callable[[Values, Equation, Epilogue | None], list[Step]]] = {
+    "dot": contract.dot, "conv": contract.conv}
 """Ops whose kernels go on with an epilogue."""
 KERNELS: dict[str, Callable[[Lowering, Any], None]] = {
     "conv_dw": _lower_conv_dw, "gather": _lower_gather, "scatter_add": _lower_scatter_add,

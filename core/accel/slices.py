@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import ceil
 
 from core.accel.chips import block_for, host
-from core.accel.kernels import gemm
+from core.accel.kernels import float_panels, gemm
 from core.accel.kernels.conv import FEW_BLOCKS
 from core.accel.loopir import Operand, Reduction
 from core.accel.loops import loop_step
@@ -54,7 +54,7 @@ def product(a: View, b: View, out: View) -> list[Step]:
     parts = contiguous(out.dtype, (count, rows, columns), "parts")
     blocks = ceil(rows / block_for(host(), out.dtype.short, columns).rows)
     few = blocks < FEW_BLOCKS and b.strides[0] < _NEAR
-    packed, steps = (gemm.in_place(right), []) if few else gemm.pack(right)
+    packed, steps = (float_panels.in_place(right), []) if few else float_panels.pack(right)
     along = (count, left.strides[0], packed.strides[0], parts.strides[0])
     slice_product = gemm.Product(left, packed, parts, rows=((rows, a.strides[0], columns),), columns=columns,
                                  depth=(length, a.strides[1]), batch=(along,), ends_early=few)

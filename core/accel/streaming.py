@@ -13,7 +13,8 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 
-from core.accel.pointer import intrinsic
+from core.accel.pointer import at, intrinsic
+from core.accel.prefetch import prefetch
 
 LINE = 64
 """Bytes of a line of the cache."""
@@ -53,25 +54,11 @@ def _stream_line(typing_context: Any, pointer: Any, index: Any, source: Any, pla
     return types.void(pointer, types.intp, pointer, types.intp), codegen
 
 
-@intrinsic
-def _fetch_line(typing_context: Any, pointer: Any, index: Any) -> Any:
-    """Ask for the line of an element, which need not exist, to be brought to the first cache."""
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (byte,),
-                                                    ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]))
-        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
-        builder.call(prefetch, [place, flag(0), flag(3), flag(1)])  # to read, the nearest cache, data
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp), codegen
-
-
 @njit(error_model="numpy", forceinline=True)
 def fetch(pointer: Any, index: int, count: int) -> None:
     """Ask for elements that are soon to be read."""
     for place in range(0, count, _elements_of_line(pointer)):
-        _fetch_line(pointer, index + place)
+        prefetch(at(pointer, index + place))
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from numba.core import cgutils
 
 from core.accel.chips import Block
 from core.accel.pointer import intrinsic
-from core.accel.simd import FLOATS, INDEX, Vectors, choose
+from core.accel.registers import FLOATS, INDEX, Vectors, choose
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Lavin and Gray 2016, arXiv 1509.09308, section 4): with d four pixels of x and g
 and along several axes one after the other. The gradient with respect to g is the transposed of it: with c two pixels of
 y's gradient, ``G' ((B d) * (A' c))``, A' c = (c0, c0 + c1, c0 - c1, -c1).
 
-Invariant: as in `simd`, nothing here knows a shape or a chip; vectors run along the channels.
+Invariant: as in `registers`, nothing here knows a shape or a chip; vectors run along the channels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from numba.core import cgutils
 from core.accel.chips import Block
 from core.accel.kernels.tiles import PIXELS, POINTS
 from core.accel.pointer import intrinsic
-from core.accel.simd import FLOATS, INDEX, UNROLLED, Vectors, choose
+from core.accel.registers import FLOATS, INDEX, Vectors, choose
+from core.accel.simd import UNROLLED
 
 _Grid = dict[tuple[int, ...], Any]
 """Vectors by their position along the axes of a tile."""

@@ -1,4 +1,4 @@
-"""Random graphs: computations with which backends are compared.
+"""Random graphs: computations with which backends are compared, and the steps that they are made of.
 
 Invariant: the same seed gives the same computation and the same arguments, eagerly and in a trace.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from core.engine import dtypes, ops, random
 from core.engine.array import Array, as_array
-from core.engine.dtypes import DType
 from core.engine.grad import grad
 from core.engine.jit import jit
+from core.engine.random_walk import LARGEST, Entry, Walk, fits
 
 _EXTENTS = (1, 2, 3, 4, 5, 7, 11, 13, 16, 17, 31, 64)
-_LARGEST = 3000  # elements of a value
 _PALETTES = ((dtypes.float32,), (dtypes.float64,), (dtypes.float32, dtypes.float64), (dtypes.bfloat16, dtypes.float32))
 _INTEGERS = (dtypes.int32, dtypes.int64, dtypes.int8, dtypes.uint8)
 
@@ -48,8 +46,8 @@ def random_graph(seed: int, length: int = 10) -> tuple[Callable[..., tuple[Array
         arguments.append(as_array(generator.integers(-32, 33, _random_shape(generator)) / 16, dtype))
 
     def function(key: Array, *rest: Array) -> tuple[Array, ...]:
-        walk = _Walk(seed, [_Entry(array, True) for array in rest], palette, key)
-        walk.run(length)
+        walk = Walk(seed, [Entry(array, True) for array in rest], palette, key)
+        walk.run(_STEPS, length)
         made = walk.entries[len(rest):]
         return tuple(entry.array for entry in made[::2] + made[-1:])
 
@@ -58,89 +56,14 @@ def random_graph(seed: int, length: int = 10) -> tuple[Callable[..., tuple[Array
 
 def _random_shape(generator: np.random.Generator) -> tuple[int, ...]:
     shape = tuple(int(extent) for extent in generator.choice(_EXTENTS, generator.integers(1, 4)))
-    return shape if math.prod(shape) <= _LARGEST else shape[:1]
+    return shape if math.prod(shape) <= LARGEST else shape[:1]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A value; `exact` if every backend has the same bits for it."""
-
-    array: Array
-    exact: bool
-
-
-class _Walk:
-    """A random computation as it grows: each step reads some entries and adds others."""
-
-    def __init__(self, seed: int, entries: Sequence[_Entry], palette: Sequence[DType],
-                 key: Array | None = None) -> None:
-        self.generator = np.random.default_rng([seed, 1])
-        self.entries = list(entries)
-        self.palette = palette
-        self.key = key
-
-    @property
-    def smooth(self) -> bool:
-        """Whether the computation will be differentiated; a walk with a key will not."""
-        return self.key is None
-
-    def run(self, length: int) -> None:
-        steps = _SMOOTH_STEPS if self.smooth else _STEPS
-        for _ in range(length):
-            steps[self.integer(len(steps))](self)
-
-    def integer(self, low: int, high: int | None = None) -> int:
-        return int(self.generator.integers(low, high))
-
-    def choice(self, options: Sequence[Any]) -> Any:
-        return options[self.integer(len(options))]
-
-    def pick(self, *kinds: str, exact: bool = False, ndim: int = 0) -> _Entry | None:
-        """An entry of these kinds of dtype (by default float), likely a late one."""
-        found = [entry for entry in self.entries if entry.array.dtype.kind in (kinds or ("float",))
-                 and (entry.exact or not exact) and entry.array.ndim >= ndim]
-        return found[max(self.integer(len(found)), self.integer(len(found)))] if found else None
-
-    def kinked(self, **options: Any) -> _Entry | None:
-        """A float entry for an op whose derivative jumps."""
-        return self.pick(exact=self.smooth, **options)
-
-    def partner(self, first: _Entry) -> _Entry:
-        """An entry of a kind like the first, which broadcasts with it."""
-        found = [entry for entry in self.entries if entry.array.dtype.kind == first.array.dtype.kind
-                 and _fits(entry.array.shape, first.array.shape)]
-        chosen: _Entry = self.choice(found)
-        return chosen
-
-    def shaped(self, shape: tuple[int, ...]) -> _Entry:
-        """Elements of a float entry, repeated to fill a shape."""
-        entry = self.pick()
-        assert entry is not None
-        flat = entry.array.reshape(-1)
-        places = (np.arange(math.prod(shape)) % flat.size).astype(np.int32)
-        return _Entry(ops.gather(flat, places, axis=0).reshape(shape), entry.exact)
-
-    def add(self, array: Array, exact: bool) -> None:
-        if 0 < array.size <= _LARGEST:
-            self.entries.append(_Entry(array, exact))
-
-    def places(self, extent: int, shape: tuple[int, ...]) -> Any:
-        """Indices with duplicates, some of them outside."""
-        return self.generator.integers(-2, extent + 2, shape).astype(np.int32)
-
-
-def _fits(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    try:
-        return math.prod(np.broadcast_shapes(a, b)) <= _LARGEST
-    except ValueError:
-        return False
-
+# --- elementwise steps: floats stay in -4..4, integers in -50..50 ----------------------------------------------------
 
 def _bounded(array: Array, limit: float) -> Array:
     return ops.minimum(ops.maximum(array, -limit if array.dtype.kind != "uint" else 0), limit)
 
-
-# --- elementwise steps: floats stay in -4..4, integers in -50..50 ----------------------------------------------------
 
 _UNARY: tuple[Callable[[Array], Array], ...] = (
     ops.tanh, ops.sin, ops.erf, ops.logistic, lambda x: ops.exp(ops.tanh(x)), lambda x: ops.log(x * x + 0.5),
@@ -150,19 +73,19 @@ _BINARY: tuple[Callable[[Array, Array], Array], ...] = (
     lambda a, b: ops.pow(a * a + 0.5, ops.tanh(b)))
 
 
-def _unary(walk: _Walk) -> None:
+def _unary(walk: Walk) -> None:
     entry = walk.pick()
     assert entry is not None
     walk.add(walk.choice(_UNARY)(entry.array), False)
 
 
-def _binary(walk: _Walk) -> None:
+def _binary(walk: Walk) -> None:
     first = walk.pick()
     assert first is not None
     walk.add(walk.choice(_BINARY)(first.array, walk.partner(first).array), False)
 
 
-def _picking(walk: _Walk) -> None:
+def _picking(walk: Walk) -> None:
     first = walk.kinked()
     if first is None:
         return
@@ -172,12 +95,12 @@ def _picking(walk: _Walk) -> None:
     walk.add(walk.choice((ops.abs, ops.neg))(first.array), first.exact)
 
 
-def _rounding(walk: _Walk) -> None:
+def _rounding(walk: Walk) -> None:
     if (entry := walk.pick(exact=True)) is not None:
         walk.add(walk.choice((ops.floor, ops.round))(entry.array), True)
 
 
-def _integers(walk: _Walk) -> None:
+def _integers(walk: Walk) -> None:
     first = walk.pick("int", "uint")
     assert first is not None
     a, b = first.array, walk.partner(first).array
@@ -185,7 +108,7 @@ def _integers(walk: _Walk) -> None:
     walk.add(_bounded(walk.choice(results), 50), True)
 
 
-def _logic(walk: _Walk) -> None:
+def _logic(walk: Walk) -> None:
     first = walk.pick("float", "int", "uint", exact=True)
     if first is None:
         return
@@ -198,23 +121,23 @@ def _logic(walk: _Walk) -> None:
     walk.add(walk.choice((flag.array & other.array, flag.array | ~other.array)), True)
 
 
-def _select(walk: _Walk) -> None:
+def _select(walk: Walk) -> None:
     first = walk.pick("float", "int")
     assert first is not None
     second, flag = walk.partner(first), walk.pick("bool")
     assert flag is not None
-    if _fits(flag.array.shape, np.broadcast_shapes(first.array.shape, second.array.shape)):
+    if fits(flag.array.shape, np.broadcast_shapes(first.array.shape, second.array.shape)):
         walk.add(ops.select(flag.array, first.array, second.array), first.exact and second.exact)
 
 
-def _convert(walk: _Walk) -> None:
+def _convert(walk: Walk) -> None:
     entry = walk.pick("float", "int", "bool", "uint")
     assert entry is not None
     targets = [*walk.palette, *(_INTEGERS if entry.exact else ())]
     walk.add(entry.array.astype(walk.choice(targets)), entry.exact)
 
 
-def _random(walk: _Walk) -> None:
+def _random(walk: Walk) -> None:
     assert walk.key is not None
     entry = walk.pick()
     assert entry is not None
@@ -224,41 +147,41 @@ def _random(walk: _Walk) -> None:
 
 # --- steps that move elements ----------------------------------------------------------------------------------------
 
-def _move(walk: _Walk) -> None:
+def _move(walk: Walk) -> None:
     entry = walk.pick("float", "float", "int", "bool", ndim=1)
     if entry is not None:
         walk.add(walk.choice(_MOVES)(walk, entry.array), entry.exact)
 
 
-def _moved_twice(walk: _Walk) -> None:
+def _moved_twice(walk: Walk) -> None:
     entry = walk.pick(ndim=1)
     if entry is not None:
         once = _transposed(walk, walk.choice(_MOVES)(walk, entry.array))
         walk.add(walk.choice(_MOVES)(walk, once) if once.size and once.ndim else once, entry.exact)
 
 
-def _transposed(walk: _Walk, x: Array) -> Array:
+def _transposed(walk: Walk, x: Array) -> Array:
     return x.transpose(tuple(int(axis) for axis in walk.generator.permutation(x.ndim)))
 
 
-def _repeated(walk: _Walk, x: Array) -> Array:
+def _repeated(walk: Walk, x: Array) -> Array:
     place = walk.integer(x.ndim + 1)
     shape = (*x.shape[:place], walk.integer(1, 6), *x.shape[place:])
     return ops.broadcast(x, shape=shape, axes=tuple(axis for axis in range(len(shape)) if axis != place))
 
 
-def _cut(walk: _Walk, x: Array) -> Array:
+def _cut(walk: Walk, x: Array) -> Array:
     return x[tuple(np.s_[walk.integer(min(extent, 3)):extent:walk.integer(1, 4)] for extent in x.shape)]
 
 
-def _reshaped(walk: _Walk, x: Array) -> Array:
+def _reshaped(walk: Walk, x: Array) -> Array:
     divisors = [extent for extent in range(1, x.size + 1) if x.size % extent == 0]
     outer = walk.choice(divisors)
     inner = walk.choice([extent for extent in divisors if x.size // outer % extent == 0])
     return x.reshape(outer, x.size // outer // inner, inner)
 
 
-def _padded(walk: _Walk, x: Array) -> Array:
+def _padded(walk: Walk, x: Array) -> Array:
     low, high, interior = ([walk.integer(begin, end) for _ in x.shape] for begin, end in ((-1, 3), (-1, 3), (0, 3)))
     low = [max(a, 1 - extent) for a, extent in zip(low, x.shape, strict=True)]
     high = [max(b, 1 - extent - min(a, 0)) for b, a, extent in zip(high, low, x.shape, strict=True)]
@@ -266,18 +189,18 @@ def _padded(walk: _Walk, x: Array) -> Array:
     return ops.pad(x, value, low=tuple(low), high=tuple(high), interior=tuple(interior))
 
 
-def _joined(walk: _Walk, x: Array) -> Array:
+def _joined(walk: Walk, x: Array) -> Array:
     axis = walk.integer(x.ndim)
     return ops.concatenate([x, ops.take_range(x, axis, 0, walk.integer(x.shape[axis] + 1)), x], axis)
 
 
-def _taken(walk: _Walk, x: Array) -> Array:
+def _taken(walk: Walk, x: Array) -> Array:
     axis = walk.integer(x.ndim)
     places = walk.places(x.shape[axis], walk.choice(((), (3,), (2, 3))))
     return ops.gather(x, places, axis=axis)
 
 
-def _windowed(walk: _Walk, x: Array) -> Array:
+def _windowed(walk: Walk, x: Array) -> Array:
     starts = [as_array(walk.integer(-2, 5)) for _ in x.shape]
     small = ops.dynamic_slice(x, *starts, sizes=tuple(walk.integer(1, extent + 1) for extent in x.shape))
     return ops.dynamic_update(x, small, *starts[::-1])
@@ -288,7 +211,7 @@ _MOVES = (_transposed, _repeated, _cut, _reshaped, _padded, _joined, _taken, _wi
 
 # --- steps that combine elements -------------------------------------------------------------------------------------
 
-def _reduce(walk: _Walk) -> None:
+def _reduce(walk: Walk) -> None:
     entry = walk.kinked(ndim=1)
     if entry is None:
         return
@@ -304,7 +227,7 @@ def _reduce(walk: _Walk) -> None:
         walk.add(_bounded(ops.sum(whole.array), 50), True)
 
 
-def _order(walk: _Walk) -> None:
+def _order(walk: Walk) -> None:
     entry = walk.pick("float", "int", exact=True, ndim=1)
     if entry is None:
         return
@@ -316,7 +239,7 @@ def _order(walk: _Walk) -> None:
     walk.add(ops.take_along(entry.array, order, axis), True)
 
 
-def _cumsum(walk: _Walk) -> None:
+def _cumsum(walk: Walk) -> None:
     entry = walk.pick(ndim=1)
     if entry is not None:
         axis = walk.integer(entry.array.ndim)
@@ -324,7 +247,7 @@ def _cumsum(walk: _Walk) -> None:
         walk.add(total * (1 / entry.array.shape[axis]), False)
 
 
-def _window(walk: _Walk) -> None:
+def _window(walk: Walk) -> None:
     entry = walk.kinked(ndim=1)
     if entry is None or entry.array.ndim > 4:
         return
@@ -340,7 +263,7 @@ def _window(walk: _Walk) -> None:
         walk.add(ops.tanh(ops.window_grad(x, total, kind=kind, **params)), False)
 
 
-def _dot_product(walk: _Walk) -> None:
+def _dot_product(walk: Walk) -> None:
     first = walk.pick(ndim=1)
     if first is None:
         return
@@ -358,7 +281,7 @@ def _dot_product(walk: _Walk) -> None:
     walk.add(ops.dot(a, b, contract=contract, batch=batch) * (1 / depth), False)
 
 
-def _convolution(walk: _Walk) -> None:
+def _convolution(walk: Walk) -> None:
     rank, groups = walk.integer(1, 4), walk.choice((1, 1, 2, 3))
     inner, outer = walk.integer(1, 5), walk.integer(1, 5) * groups
     kernel = tuple(walk.integer(1, 4) for _ in range(rank))
@@ -372,7 +295,7 @@ def _convolution(walk: _Walk) -> None:
     walk.add(out * (1 / (math.prod(kernel) * inner)), False)
 
 
-def _scatter(walk: _Walk) -> None:
+def _scatter(walk: Walk) -> None:
     entry = walk.pick(ndim=1)
     if entry is None:
         return
@@ -383,7 +306,7 @@ def _scatter(walk: _Walk) -> None:
     walk.add(ops.scatter_add(x, places, updates, axis=axis) * (1 / (1 + len(places))), False)
 
 
-def _segments(walk: _Walk) -> None:
+def _segments(walk: Walk) -> None:
     entry = walk.kinked(ndim=1)
     if entry is None:
         return
@@ -397,26 +320,26 @@ def _segments(walk: _Walk) -> None:
 
 # --- steps that hold a computation -----------------------------------------------------------------------------------
 
-def _inner(walk: _Walk, arguments: Sequence[_Entry], length: int) -> Callable[..., Array]:
+def _inner(walk: Walk, arguments: Sequence[Entry], length: int) -> Callable[..., Array]:
     """A smooth function of arrays to the last thing it makes."""
     seed = walk.integer(1 << 30)
 
     def function(*arrays: Array) -> Array:
-        entries = [_Entry(array, entry.exact) for array, entry in zip(arrays, arguments, strict=True)]
-        inner = _Walk(seed, entries, walk.palette)
-        inner.run(length)
+        entries = [Entry(array, entry.exact) for array, entry in zip(arrays, arguments, strict=True)]
+        inner = Walk(seed, entries, walk.palette)
+        inner.run(_SMOOTH_STEPS, length)
         return inner.entries[-1].array
 
     return function
 
 
-def _called(walk: _Walk) -> None:
+def _called(walk: Walk) -> None:
     entry = walk.pick()
     assert entry is not None
     walk.add(jit(_inner(walk, [entry], 3), device="reference")(entry.array), False)
 
 
-def _scanned(walk: _Walk) -> None:
+def _scanned(walk: Walk) -> None:
     entry = walk.pick(ndim=1)
     if entry is None or entry.array.shape[0] > 5:
         return
@@ -432,7 +355,7 @@ def _scanned(walk: _Walk) -> None:
     walk.add(ys, False)
 
 
-def _differentiated(walk: _Walk) -> None:
+def _differentiated(walk: Walk) -> None:
     entries = [entry for entry in (walk.pick(), walk.pick()) if entry is not None]
     function = _inner(walk, entries, 4)
 
@@ -443,7 +366,7 @@ def _differentiated(walk: _Walk) -> None:
         walk.add(ops.tanh(gradient * gradient.size), False)
 
 
-_SMOOTH_STEPS: tuple[Callable[[_Walk], None], ...] = (
+_SMOOTH_STEPS: tuple[Callable[[Walk], None], ...] = (
     _unary, _binary, _binary, _picking, _move, _moved_twice, _reduce, _cumsum, _window, _dot_product, _convolution,
     _scatter, _segments)
 _STEPS = (*_SMOOTH_STEPS, _rounding, _integers, _logic, _select, _convert, _random, _order, _called, _scanned,

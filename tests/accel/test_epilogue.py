@@ -10,7 +10,7 @@ import pytest
 from core.accel import plan
 from core.accel.chips import CHIPS
 from core.accel.epilogue import ElementwiseEpilogue
-from core.accel.kernels import conv, gemm, narrow, panels
+from core.accel.kernels import conv, float_panels, gemm
 from core.accel.loopir import Operand, Statement
 from core.accel.passes import fuse
 from core.accel.step import Buffer, HostStep
@@ -187,7 +187,7 @@ def test_what_depends_on_held_values_alone_runs_once():
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
 def test_blocks_of_every_chip(chip, monkeypatch):
     """Products of f32 in blocks of any chip, in one, two and seven pieces, into garbage."""
-    for module in (gemm, narrow, panels):
+    for module in (gemm, float_panels):
         monkeypatch.setattr(module, "host", lambda: chip)
     for m, k, n in [(31, 37, 75), (8, 30, 150), (9, 700, 5)]:
         arrays = [drawn(*shape).numpy() for shape in ((m, k), (k, n), (1, n), (m, 1), (m, n))]

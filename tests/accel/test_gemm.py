@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core.accel import chips
-from core.accel.kernels import gemm
+from core.accel.kernels import float_panels, gemm
 from core.engine import dtypes
 from tests.accel.stepping import Memory
 
@@ -95,7 +95,8 @@ def test_sums_cut_into_passes(m, k, n):
 
 @pytest.mark.parametrize("chip", chips.CHIPS, ids=lambda chip: chip.name)
 def test_blocks_of_every_chip(chip, monkeypatch):
-    monkeypatch.setattr(gemm, "host", lambda: chip)
+    for module in (gemm, float_panels):
+        monkeypatch.setattr(module, "host", lambda: chip)
     rng = np.random.default_rng(2)
     for m, k, n in [(31, 37, 75), (2, 30, 150), (9, 500, 5)]:
         assert_product(rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32))
@@ -126,7 +127,7 @@ def test_broadcast_b_is_packed_once_and_batch_becomes_rows():
     views = [memory.view(array) for array in (a, np.broadcast_to(b, (5, 20, 9)), memory.garbage((5, 3, 9), "float64"))]
     pack, multiply = gemm.matmul(*views)
     assert pack.name == "pack"
-    assert pack.operands[1].buffer.nbytes == gemm.pack(memory.view(b))[0].buffer.nbytes
+    assert pack.operands[1].buffer.nbytes == float_panels.pack(memory.view(b))[0].buffer.nbytes
     assert multiply.flops == 2 * 15 * 20 * 9
     assert_product(a, b)
 
@@ -161,7 +162,7 @@ def test_packed_once_serves_many():
     rng = np.random.default_rng(6)
     b = rng.standard_normal((50, 70)).astype(np.float32)
     memory = Memory()
-    packed, steps = gemm.pack(memory.view(b))
+    packed, steps = float_panels.pack(memory.view(b))
     memory.run(steps, 2)
     for m in (1, 14, 40):
         a, out = rng.standard_normal((m, 50)).astype(np.float32), memory.garbage((m, 70), "float32")

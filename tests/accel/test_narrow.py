@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.accel import chips, threads
-from core.accel.kernels import conv, gemm, narrow, panels
+from core.accel.kernels import conv, gemm, grouped, narrow, narrow_panels
 from core.engine import dtypes
 from core.engine.errors import ConfigError
 from core.engine.jit import jit
@@ -33,7 +33,7 @@ def chip(request, monkeypatch):
     """A chip that the kernels take for this machine, as far as its units are there."""
     if request.param.name == "amx" and not request.param.features <= chips._features():
         pytest.skip("this machine has no tiles")
-    for module in (narrow, panels, conv):
+    for module in (narrow, narrow_panels, grouped, conv):
         monkeypatch.setattr(module, "host", lambda: request.param)
     return request.param
 
@@ -162,7 +162,7 @@ def test_packed_once_serves_many(chip):
     rng = np.random.default_rng(6)
     b = values(rng, (50, 70), "i8")
     memory = Memory()
-    packed, steps = panels.pack(memory.view(b), dtypes.int8)
+    packed, steps = narrow_panels.pack(memory.view(b), dtypes.int8)
     memory.run(steps, 2)
     for m in (1, 16, 40):
         a, out = values(rng, (m, 50), "i8"), memory.garbage((m, 70), np.int32)
@@ -282,7 +282,7 @@ def test_kernels_of_other_chips_have_other_texts():
     texts = []
     for chip in chips.CHIPS:
         with pytest.MonkeyPatch.context() as patch:
-            for module in (narrow, panels):
+            for module in (narrow, narrow_panels):
                 patch.setattr(module, "host", lambda chip=chip: chip)
             texts.append(gemm.matmul(square, square, memory.view(np.zeros((4, 4), np.int32)))[-1].kernel)
     blocks = {chips.narrow_block_for(chip, "i8") for chip in chips.CHIPS}

@@ -7,7 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from core.accel.kernels.window import argreduce, cumsum, fits, window, window_grad
+from core.accel.kernels.argreduce import argreduce
+from core.accel.kernels.cumsum import cumsum
+from core.accel.kernels.window import fits, window, window_grad
 from tests.accel.stepping import evaluate
 
 NUMBERS = ("float32", "float64", "int32", "int64")

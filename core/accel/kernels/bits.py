@@ -36,9 +36,9 @@ def bit_dot_kernel(kind: str) -> Any:
     import numpy as np
     from numba.extending import register_jitable
 
-    from core.accel import pointer, simd
+    from core.accel import pointer
 
-    at, count, words = simd.at, _count(), _words()
+    at, count, words = pointer.at, _count(), _words()
     meet: Any = register_jitable(_and if kind == "and" else _xor)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:

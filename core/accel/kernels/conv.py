@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product as every
 from math import ceil, gcd, prod
-from typing import Any
 
 from core.accel.chips import block_for, host
-from core.accel.kernels import depthwise, narrow, panels, winograd, winograd_dw
-from core.accel.kernels.gemm import Product, in_place, matmul, pack
+from core.accel.kernels import depthwise, grouped, narrow, narrow_panels, winograd, winograd_dw
+from core.accel.kernels.float_panels import in_place, pack
+from core.accel.kernels.gemm import Product, matmul
+from core.accel.kernels.grouped import needs_loop
 from core.accel.kernels.pad import Padding, padded
+from core.accel.kernels.rounding import rounding
+from core.accel.kernels.taps import is_run, offsets, pixel_dims, runs_on, tap_strides
 from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
 from core.engine import dtypes
 
@@ -53,7 +56,7 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
         return _by_phase(plain, x, w, out, stride, padding, dilation, input_dilation, groups)
     total = contiguous(dtypes.float32, out.shape, "sums") if out.dtype is dtypes.bfloat16 else out
     steps = _by_phase(_plain_conv, x, w, total, stride, padding, dilation, input_dilation, groups)
-    steps += [] if total is out else [narrow.rounding(total, out)]
+    steps += [] if total is out else [rounding(total, out)]
     return steps if epilogue is None else [*steps, epilogue.alone(out)]
 
 
@@ -70,18 +73,18 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
         return winograd.conv(x, w, out, padding, epilogue)
     x, steps = padded(x, padding)
     if needs_loop(w.shape[-1], groups):
-        return [*steps, _grouped_step("grouped_kernel", x, w, out, stride, dilation, groups)]
+        return [*steps, grouped.conv(x, w, out, stride, dilation, groups)]
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
     if w.size == group_in and max(stride) == 1 and x.dtype is out.dtype and x.is_contiguous and out.is_contiguous:
         rows, column = (out.size, group_in), (group_in, 1)  # one tap and one output: a dot product for each pixel
         return [*steps, *matmul(replace(x, shape=rows, strides=row_major(rows)),
                                 replace(w, shape=column, strides=w.strides[-2:]),
                                 replace(out, shape=(out.size, 1), strides=(1, 1)), epilogue)]
-    joined = _runs_on(x, dilation, groups)
+    joined = runs_on(x, dilation, groups)
     packed, pack_steps = pack(_by_group(w, groups), shared=False, joined=joined)
-    taps = _offsets(w.shape[:-3] if joined else w.shape[:-2], _tap_strides(x, dilation))
+    taps = offsets(w.shape[:-3] if joined else w.shape[:-2], tap_strides(x, dilation))
     convolution = Product(
-        x, packed, out, rows=_pixels(x, out, stride), columns=group_out, depth=(packed.shape[-2], x.strides[-1]),
+        x, packed, out, rows=pixel_dims(x, out, stride), columns=group_out, depth=(packed.shape[-2], x.strides[-1]),
         batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out),),
         taps=taps, tap_stride=prod(packed.shape[-3:]), epilogue=epilogue)
     return [*steps, *pack_steps, convolution.step("conv")]
@@ -97,15 +100,15 @@ def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pa
     whole, steps = padded(x, padding)
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
     kernel, depth, by_group = w.shape[:-2], group_in, _by_group(w, groups)
-    if _runs_on(whole, dilation, groups) and _is_run(w):
+    if runs_on(whole, dilation, groups) and is_run(w):
         kernel, depth = kernel[:-1], kernel[-1] * depth
         by_group = replace(by_group, shape=(groups, *kernel, depth, group_out),
                            strides=(*by_group.strides[:-3], *by_group.strides[-2:]))
-    taps = _offsets(kernel, _tap_strides(whole, dilation))
-    packed, pack_steps = panels.pack(by_group, x.dtype, taps=len(kernel), shared=False)
+    taps = offsets(kernel, tap_strides(whole, dilation))
+    packed, pack_steps = narrow_panels.pack(by_group, x.dtype, taps=len(kernel), shared=False)
 
     def product(x: View, out: View) -> Step:
-        pixels = _pixels(x, out, stride)
+        pixels = pixel_dims(x, out, stride)
         outer = 0 if out.is_contiguous else len(pixels) - 1  # dims that rows do not count, for out has gaps there
         lines = ((extent, along, 0, to) for extent, along, to in pixels[:outer])
         return narrow.Product(
@@ -138,13 +141,6 @@ def _by_group(w: View, groups: int) -> View:
     """w as [group, tap..., in, out], channels of a group each."""
     group_out = w.shape[-1] // groups
     return replace(w, shape=(groups, *w.shape[:-1], group_out), strides=(group_out * w.strides[-1], *w.strides))
-
-
-def _pixels(x: View, out: View, stride: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """(extent, stride in x, stride in out) of the batch and of the pixels of out."""
-    pixels = [(extent, step * along, to)
-              for extent, step, along, to in zip(out.shape[1:-1], stride, x.strides[1:], out.strides[1:], strict=False)]
-    return ((x.shape[0], x.strides[0], out.strides[0]), *pixels)
 
 
 @dataclass(frozen=True)
@@ -249,15 +245,15 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
     x, steps = padded(x, padding)
     group_in, group_out = out.shape[-2], out.shape[-1] // groups
     if needs_loop(out.shape[-1], groups):
-        return [*steps, _grouped_step("grouped_dw_kernel", x, out, ct, stride, dilation, groups)]
-    kernel, tap_strides = out.shape[:-2], _tap_strides(x, dilation)
+        return [*steps, grouped.conv_dw(x, out, ct, stride, dilation, groups)]
+    kernel, along_taps = out.shape[:-2], tap_strides(x, dilation)
     rows = group_in
     out_strides = out.strides[:-2]
-    if _runs_on(x, dilation, groups) and _is_run(out):
+    if runs_on(x, dilation, groups) and is_run(out):
         kernel, rows, out_strides = kernel[:-1], kernel[-1] * rows, out_strides[:-1]
     pixel_strides = (x.strides[0], *(step * along for step, along in zip(stride, x.strides[1:], strict=False)))
     ct, pixel_strides = _end_to_end(ct, pixel_strides)
-    kernel_batch = [(extent, along, 0, to) for extent, along, to in zip(kernel, tap_strides, out_strides, strict=False)]
+    kernel_batch = [(extent, along, 0, to) for extent, along, to in zip(kernel, along_taps, out_strides, strict=False)]
     whole = ct.is_contiguous
     flat = replace(ct, shape=(prod(ct.shape[:-1]), ct.shape[-1]), strides=ct.strides[-2:]) if whole else ct
     blocks = ceil(rows / block_for(host(), out.dtype.short, group_out).rows) * prod(kernel)
@@ -268,7 +264,7 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
         x, packed, out, rows=((rows, x.strides[-1], out.strides[-2]),), columns=group_out,
         depth=(ct.shape[-2], pixel_strides[-1]),
         batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out), *kernel_batch),
-        taps=_offsets(ct.shape[:-2], pixel_strides),
+        taps=offsets(ct.shape[:-2], pixel_strides),
         tap_stride=ct.shape[-2] * packed.strides[-2] if whole else prod(packed.shape[-3:]), ends_early=few)
     return [*steps, *pack_steps, gradient.step("conv_dw")]
 
@@ -284,125 +280,3 @@ def _end_to_end(ct: View, along: Sequence[int]) -> tuple[View, tuple[int, ...]]:
             pixels.insert(0, (extent, stride, step))
     shape, strides, steps = zip(*pixels, strict=True)
     return replace(ct, shape=(*shape, ct.shape[-1]), strides=(*strides, ct.strides[-1])), steps
-
-
-def _tap_strides(x: View, dilation: Sequence[int]) -> tuple[int, ...]:
-    """Elements of x from one kernel position to the next, for each space dim."""
-    return tuple(step * along for step, along in zip(dilation, x.strides[1:], strict=False))
-
-
-def _offsets(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """Offsets of all indices of a shape, in row-major order."""
-    return tuple(sum(index * along for index, along in zip(indices, strides, strict=False))
-                 for indices in every(*map(range, shape)))
-
-
-def _runs_on(x: View, dilation: Sequence[int], groups: int) -> bool:
-    """Whether what the last kernel dim and the channels meet of x is one run of elements."""
-    return groups == 1 and dilation[-1] == 1 and x.strides[-2] == x.shape[-1] * x.strides[-1]
-
-
-def _is_run(w: View) -> bool:
-    """Whether the last kernel dim and the channels of w lie end to end."""
-    return w.strides[-3] == w.shape[-2] * w.strides[-2]
-
-
-def needs_loop(outputs: int, groups: int) -> bool:
-    """Whether groups have too few of the output channels to fill half a vector."""
-    return groups > 1 and 2 * outputs // groups <= host().lanes
-
-
-def _grouped_step(factory: str, x: View, w: View, out: View, stride: Sequence[int], dilation: Sequence[int],
-                  groups: int) -> Step:
-    """A step over groups of few channels; `w` and `out` are the kernel-shaped and the output-shaped operand."""
-    writes_w = factory == "grouped_dw_kernel"
-    kernel, taps = w.shape[:-2], prod(w.shape[:-2])
-    pixels = [(x.shape[0], x.strides[0], out.strides[0])]
-    pixels += [(extent, step * along, to) for extent, step, along, to
-               in zip(out.shape[1:-1], stride, x.strides[1:], out.strides[1:], strict=False)]
-    dims = (groups, w.shape[-2], w.shape[-1] // groups, x.strides[-1], *w.strides[-2:], out.strides[-1], taps,
-            len(pixels), *sum(pixels, ()), *_offsets(kernel, _tap_strides(x, dilation)),
-            *_offsets(kernel, w.strides))
-    names = [view.dtype.short for view in ((x, w) if writes_w else (x, out))]
-    if x.dtype is dtypes.uint8:
-        names.append(w.dtype.short)
-    text = (f"from core.accel.kernels.conv import {factory}\n"
-            f"kernel = {factory}({', '.join(map(repr, names))})\n")
-    extent = taps * w.shape[-2] if writes_w else prod(out.shape[:-1])
-    return Step(text, (x, w, out), (1,) if writes_w else (2,), dims, extent, name="conv_dw" if writes_w else "conv",
-                flops=2 * taps * w.shape[-2] * out.size, nbytes=sum(view.buffer.nbytes for view in (x, w, out)))
-
-
-def grouped_kernel(source: str, element: str, weight: str = "") -> Any:
-    """Kernel of a convolution in small groups; units are output pixels; p = x, w, out; w is of x's type by default.
-
-    d = groups, channels in and out of a group, strides of x's channels, of w's in and out channels and of out's
-    channels, taps, dims, then (extent, stride in x, stride in out) of each dim, the taps' offsets in x and those in w.
-    """
-    from core.accel import pointer, simd
-
-    read, write, read_w = (getattr(pointer, name) for name in (source, element, weight or source))
-    at, strided, widen = simd.at, simd.strided, simd.widen
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        groups, group_in, group_out, x_channel, w_in, w_out = d[0], d[1], d[2], d[3], d[4], d[5]
-        out_channel, taps, rank, pixels = d[6], d[7], d[8], at(d, 9)
-        x_taps = at(pixels, 3 * rank)
-        w_taps = at(x_taps, taps)
-        plain = group_in == 1 and group_out == 1 and x_channel == 1 and w_out == 1 and out_channel == 1
-        for unit in range(begin, end):
-            x_pixel = at(read(p, 0), strided(pixels, rank, 3, 1, unit))
-            out = at(write(p, 2), strided(pixels, rank, 3, 2, unit))
-            for channel in range(groups * group_out):
-                out[channel * out_channel] = 0
-            for tap in range(taps):
-                for i in range(group_in):
-                    x = at(x_pixel, x_taps[tap] + i * x_channel)
-                    w = at(read_w(p, 1), w_taps[tap] + i * w_in)
-                    if plain:
-                        for channel in range(groups):
-                            out[channel] += widen(x[channel]) * widen(w[channel])
-                        continue
-                    for j in range(group_out):
-                        for group in range(groups):
-                            channel = group * group_out + j
-                            out[channel * out_channel] += (widen(x[group * group_in * x_channel])
-                                                           * widen(w[channel * w_out]))
-
-    return kernel
-
-
-def grouped_dw_kernel(source: str, element: str) -> Any:
-    """Kernel of the weight gradient in small groups; units are (tap, channel of a group); p = x, w, ct; d as above."""
-    from core.accel import pointer, simd
-
-    read, write = getattr(pointer, source), getattr(pointer, element)
-    at, strided, widen = simd.at, simd.strided, simd.widen
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        groups, group_in, group_out, x_channel, w_in, w_out = d[0], d[1], d[2], d[3], d[4], d[5]
-        ct_channel, taps, rank, pixels = d[6], d[7], d[8], at(d, 9)
-        x_taps = at(pixels, 3 * rank)
-        w_taps = at(x_taps, taps)
-        plain = group_in == 1 and group_out == 1 and x_channel == 1 and w_out == 1 and ct_channel == 1
-        count = 1
-        for dim in range(rank):
-            count *= pixels[3 * dim]
-        for unit in range(begin, end):
-            tap, i = unit // group_in, unit % group_in
-            w = at(write(p, 1), w_taps[tap] + i * w_in)
-            for channel in range(groups * group_out):
-                w[channel * w_out] = 0
-            for pixel in range(count):
-                x = at(read(p, 0), strided(pixels, rank, 3, 1, pixel) + x_taps[tap] + i * x_channel)
-                ct = at(read(p, 2), strided(pixels, rank, 3, 2, pixel))
-                if plain:
-                    for channel in range(groups):
-                        w[channel] += widen(x[channel]) * widen(ct[channel])
-                    continue
-                for j in range(group_out):
-                    for group in range(groups):
-                        channel = group * group_out + j
-                        w[channel * w_out] += widen(x[group * group_in * x_channel]) * widen(ct[channel * ct_channel])
-
-    return kernel

@@ -113,10 +113,10 @@ def _start(axis: Any, pixel: int, tap: int) -> int:
 
 def conv_kernel(block: Block) -> Any:
     """Kernel of `conv`; units are lines of out along the last axis; p = x, w, out; d as `_dims` has it."""
-    from core.accel import depthwise, pointer, simd
+    from core.accel import depthwise, pointer
     from core.accel.kernels.vectormath import inlined
 
-    typed, at, pixels = getattr(pointer, block.element), simd.at, depthwise.pixels(block)
+    typed, at, pixels = getattr(pointer, block.element), pointer.at, depthwise.pixels(block)
     met, whole, start, width = inlined(_met), inlined(_whole), inlined(_start), depthwise.width(block)
     columns, rows, few = block.columns, block.rows, block.heights[1]
 
@@ -158,10 +158,10 @@ def dw_kernel(block: Block) -> Any:
 
     The sums of a run of pixels are added to those of the runs before it.
     """
-    from core.accel import depthwise, pointer, simd
+    from core.accel import depthwise, pointer
     from core.accel.kernels.vectormath import inlined
 
-    typed, at, taps = getattr(pointer, block.element), simd.at, depthwise.taps(block)
+    typed, at, taps = getattr(pointer, block.element), pointer.at, depthwise.taps(block)
     met, whole, start, width = inlined(_met), inlined(_whole), inlined(_start), depthwise.width(block)
     lanes, (most, few, _) = block.lanes, block.heights
 

@@ -134,11 +134,11 @@ def make_row_gather(element: str, index: str, nbytes: int) -> Any:
 
     Vectors have `nbytes` bytes.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
     from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, integers, at = getattr(pointer, element), getattr(pointer, index), simd.at
+    values, integers, at = getattr(pointer, element), getattr(pointer, index), pointer.at
     offset, zero = inlined(offset_of_row), storage_type(element)(0)
     copy, fill = spans.copying(element, nbytes), spans.filling(element, nbytes)
 
@@ -200,10 +200,11 @@ def _row_gather(x: View, indices: View, out: View, axis: int, index_stride: int)
 
 def make_gathered_pair(kind: str, element: str, index: str, nbytes: int) -> Any:
     """Kernel of `gathered_pair`; a unit is a row of the output, vectors have `nbytes` bytes."""
-    from core.accel import pointer, simd
+    from core.accel import pointer
     from core.accel.kernels import spans
 
-    values, integers, at, zero = getattr(pointer, element), getattr(pointer, index), simd.at, storage_type(element)(0)
+    values, integers, at = getattr(pointer, element), getattr(pointer, index), pointer.at
+    zero = storage_type(element)(0)
     combine, fill = spans.combining(kind, element, nbytes), spans.filling(element, nbytes)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Products of bfloat16 and of 8-bit integers: packing of B, and one kernel that sums over chunks of the reduction.
+"""Products of bfloat16 and of 8-bit integers: one kernel that sums over chunks of the reduction.
 
 Invariant: the order of a sum depends on the shapes and the chip alone, so that the bits do not depend on the number of
 threads; sums of integers are exact (modulo 2^32) on every chip. Convolutions reuse `Product`, with their kernel's taps.
@@ -10,16 +10,15 @@ that line on the thread's stack first. Planning needs no compiler: numba is impo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from math import ceil, gcd, prod
 from typing import Any
 
-from core.accel.chips import TILES, WAY, NarrowBlock, host, narrow_block_for
-from core.accel.kernels import panels
-from core.accel.kernels.panels import Line, line_of
-from core.accel.step import Epilogue, Step, View, contiguous, row_major
+from core.accel.chips import WAY, NarrowBlock, host, narrow_block_for
+from core.accel.kernels import narrow_panels
+from core.accel.kernels.narrow_panels import Line, line_of
+from core.accel.kernels.rows import Dim, Walk, merged
+from core.accel.step import Epilogue, Step, View, contiguous
 from core.engine import dtypes
 
 DTYPES = (dtypes.bfloat16, dtypes.int8, dtypes.uint8)
@@ -30,12 +29,6 @@ FEW_UNITS = 8
 """With fewer units than this the work is cut finer, so that every thread has some."""
 LONG_BAND = 16
 """Where panels of B are far away: the least row blocks of a band that they are read for, and most panels of a group."""
-ROUNDED = 1024
-"""Elements that a unit of rounding takes."""
-TILE_ROWS = 16
-
-Dim = tuple[int, ...]
-"""An extent and one stride for each operand."""
 
 
 def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
@@ -49,12 +42,12 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> lis
     """
     if out.size == 0:
         return []
-    packed, steps = panels.pack(b, a.dtype)
+    packed, steps = narrow_panels.pack(b, a.dtype)
     return [*steps, *matmul_packed(a, packed, out, epilogue)]
 
 
 def matmul_packed(a: View, packed: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
-    """Steps of ``out = a @ b`` for the b that `panels.pack` has packed; arguments as in `matmul`."""
+    """Steps of ``out = a @ b`` for the b that `narrow_panels.pack` has packed; arguments as in `matmul`."""
     if out.shape[-1] > 1 and out.strides[-1] != 1:
         raise ValueError(f"a product writes rows, so the last stride of out must be 1; it is {out.strides[-1]}")
     if out.size == 0:
@@ -105,9 +98,9 @@ class Product:
         line, panel_count = line_of(block, len(self.taps), depth), ceil(self.columns / block.columns)
         copies = depth_stride != 1 or depth % line.chunk != 0 or line.padded != depth
         fits = _fits(block, line, panel_count)
-        walk = Walk(_merged(self.rows), self.batch)
-        if block.unit == TILES and not copies:
-            walk = walk.with_holes(self.row_stride, block.rows, panel_count)
+        walk = Walk(merged(self.rows), self.batch)
+        if block.tile_rows and not copies:
+            walk = walk.with_holes(self.row_stride, block, panel_count)
         products, row_blocks, sharing = prod(dim[0] for dim in walk.batch), ceil(walk.count / block.rows), walk.sharing
         blocks = row_blocks * sharing
         group_panels, band = _cut(block, line, panel_count, blocks, products // sharing)
@@ -127,7 +120,7 @@ class Product:
                 band, len(walk.rows), len(walk.batch), sharing, self.out.shape[-1], *sum(walk.rows, ()),
                 *sum(walk.batch, ()), *self.taps, *places)
         operands = (self.a, self.packed, self.out, *sums)
-        step = Step(_text("product_kernel", block, self.out.dtype.short), operands, tuple(range(2, len(operands))),
+        step = Step(_text(block, self.out.dtype.short), operands, tuple(range(2, len(operands))),
                     dims, products // sharing * groups * bands, name=name,
                     flops=2 * prod(row[0] for row in self.rows) * prod(dim[0] for dim in self.batch) * self.columns
                     * depth * len(self.taps), nbytes=sum(view.buffer.nbytes for view in operands[:3]))
@@ -140,7 +133,7 @@ class Product:
         are wide enough to wait for it. So does what a group of `panels` panels of B holds of the pass, if it is not 0.
         """
         chunk_size = line.chunk * self.a.dtype.itemsize
-        if block.unit == TILES:
+        if block.tile_rows:
             limit = host().second_cache // 8 // (block.rows * chunk_size)
         else:
             depth = max(self.depth[0], 1)
@@ -150,57 +143,6 @@ class Product:
             limit = min(limit, host().second_cache // 2 // (panels * block.columns * chunk_size))
         passes = max(1, round(line.chunks / max(limit, 1)), ceil(line.chunks / PASS_CHUNKS))
         return max(1, ceil(line.chunks / passes))
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The rows of a product, in the order in which blocks take them, and the dims that count products.
-
-    Of each `period` rows the first `valid` are rows of out; the others are computed and dropped.
-    """
-
-    rows: tuple[Dim, ...]
-    batch: tuple[Dim, ...]
-    period: int = 1
-    valid: int = 1
-
-    @property
-    def count(self) -> int:
-        return prod(extent for extent, _ in self.rows)
-
-    @property
-    def sharing(self) -> int:
-        """How many products after each other have one B."""
-        return prod(dim[0] for dim in takewhile(lambda dim: dim[0] == 1 or dim[2] == 0, reversed(self.batch)))
-
-    def with_holes(self, row_stride: int, height: int, panels: int) -> Walk:
-        """Lines of rows joined over the gap between them, if that is cheaper than to copy tiles across their ends."""
-        if len(self.rows) < 2:
-            return self
-        *outer, (lines, far), (valid, near) = self.rows
-        if near <= 0 or far % near or far < valid * near:
-            return self
-        period = far // near
-        flat = (lines - 1) * period + valid
-        copied = min(1.0, TILE_ROWS / valid) / min(panels, 8) if valid % TILE_ROWS else 0
-        if prod(dim[0] for dim in outer) * ceil(flat / height) > ceil(self.count / height) * (1 + copied):
-            return self
-        extents = tuple(dim[0] for dim in outer)
-        steps = [row_stride * lines * valid * step for step in row_major(extents)]
-        batch = tuple((extent, stride, 0, step) for (extent, stride), step in zip(outer, steps, strict=True))
-        return Walk(((flat, near),), (*self.batch, *batch), period, valid)
-
-
-def _merged(rows: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The same walk with dims joined that lie end to end."""
-    merged = [rows[0]]
-    for extent, stride in rows[1:]:
-        outer, far = merged[-1]
-        if far == extent * stride or outer == 1:
-            merged[-1] = (outer * extent, stride)
-        elif extent > 1:
-            merged.append((extent, stride))
-    return tuple(merged)
 
 
 def _fits(block: NarrowBlock, line: Line, panels: int) -> bool:
@@ -233,38 +175,18 @@ def _cut(block: NarrowBlock, line: Line, panels: int, blocks: int, products: int
     return group_panels, ceil(blocks / ceil(blocks / band))
 
 
-def rounding(sums: View, out: View) -> Step:
-    """The step that rounds f32 `sums` to bf16 `out`; both are contiguous."""
-    text = "from core.accel.kernels.narrow import rounding_kernel\nkernel = rounding_kernel()\n"
-    return Step(text, (sums, out), (1,), (out.size,), ceil(out.size / ROUNDED), name="round",
-                nbytes=sums.buffer.nbytes + out.buffer.nbytes)
+def _text(block: NarrowBlock, target: str) -> str:
+    """Source of a kernel module; it imports the unit, so that the key in the store covers the unit's file."""
+    return ("from core.accel.chips import NarrowBlock\nfrom core.accel.kernels.narrow import product_kernel\n"
+            f"from core.accel.units import {block.unit}\n"
+            f"kernel = product_kernel({block!r}, {block.unit}, {target!r})\n")
 
 
-def _text(factory: str, *arguments: object) -> str:
-    """Source of a kernel module that calls one factory of this file."""
-    values = ", ".join(map(repr, arguments))
-    return (f"from core.accel.chips import NarrowBlock\nfrom core.accel.kernels.narrow import {factory}\n"
-            f"kernel = {factory}({values})\n")
+def product_kernel(block: NarrowBlock, execution_unit: Any, target: str, epilogue: Any = None) -> Any:
+    """Kernel of `Product`, over a module of `units`.
 
-
-def rounding_kernel() -> Any:
-    """Kernel of `rounding`; units are runs of elements; p = sums, out; d = elements."""
-    from core.accel import pointer
-    from core.accel.kernels.scalar import encode_bf16
-
-    f32, bf16 = pointer.f32, pointer.bf16
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        sums, out = f32(p, 0), bf16(p, 1)
-        for index in range(begin * ROUNDED, min(end * ROUNDED, d[0])):
-            out[index] = encode_bf16(sums[index])
-
-    return kernel
-
-
-def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any:
-    """Kernel of `Product`: units are (products that share B, group of panels, band of row blocks); p = a, packed, out,
-    sums, and the operands of the epilogue. d as in the step.
+    Units of work are (products that share B, group of panels, band of row blocks); p = a, packed, out, sums, and the
+    operands of the epilogue. d as in the step.
 
     A band takes one pass of the reduction before the next; between passes sums [product, row block, panel, row, column]
     hold what it has. With a single pass there are none. A block of out is whole after its last pass: then `store_block`
@@ -274,22 +196,23 @@ def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any
     from numba import types
     from numba.extending import register_jitable
 
-    from core.accel import amx, chips, narrow, pointer, simd
+    from core.accel import narrow, pointer
     from core.accel.kernels.scalar import leave
 
-    tiles = block.unit == chips.TILES
+    tiles = block.tile_rows > 0
     read, right = getattr(pointer, block.element), getattr(pointer, "bf16" if block.element == "bf16" else "i8")
     total, write = getattr(pointer, block.total), getattr(pointer, target)
-    at, strided, multiply = simd.at, simd.strided, (amx if tiles else narrow).multiply(block, target)
-    begin_tiles, end_tiles = (amx.configure, amx.release) if tiles else (narrow.no_configuration, narrow.no_release)
-    copy_rows = narrow.copy_rows(block)
+    at, strided, multiply = pointer.at, pointer.strided, execution_unit.multiply(block, target)
+    configure, release = execution_unit.configure, execution_unit.release
+    copy_rows = narrow.copy_rows(execution_unit.copy_runs(block))
     height, width, size = block.rows, block.columns, 4 // block.group
-    part = TILE_ROWS if tiles else height
+    part = block.tile_rows or height
     copy_width = (64 * (PASS_CHUNKS + 2)) // size
-    copy_on_stack = simd.stack(narrow.TYPES[block.element], height * copy_width)
-    table_on_stack, offsets_on_stack = simd.stack(types.int64, PASS_CHUNKS), simd.stack(types.int64, height)
-    sums_on_stack = simd.stack(narrow.TYPES[block.total], height * width)
-    writes_sums, store_block = target == block.total and epilogue is None, narrow.store_block(block, target == "bf16")
+    copy_on_stack = pointer.stack(narrow.TYPES[block.element], height * copy_width)
+    table_on_stack, offsets_on_stack = pointer.stack(types.int64, PASS_CHUNKS), pointer.stack(types.int64, height)
+    sums_on_stack = pointer.stack(narrow.TYPES[block.total], height * width)
+    writes_sums = target == block.total and epilogue is None
+    store_block = narrow.store_block(block, execution_unit.store_rows(block, target == "bf16"))
 
     (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
 
@@ -325,7 +248,7 @@ def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any
             copied_table[index] = index * chunk
         for row in range(height):
             neighbours[row] = row * copy_stride
-        begin_tiles(chunk * size)
+        configure(chunk * size)
         for unit in range(begin, end):
             first_block = unit % bands * band
             last_block = min(blocks, first_block + band)
@@ -403,6 +326,6 @@ def product_kernel(block: NarrowBlock, target: str, epilogue: Any = None) -> Any
                             else:
                                 store_block(block_sums, at(write(p, 2), place), row_stride, rows, valid, phase, period,
                                             period_valid)
-        end_tiles()
+        release()
 
     return kernel

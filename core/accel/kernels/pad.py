@@ -49,9 +49,9 @@ def pad_kernel(element: str) -> Any:
     d = channels, their stride in x, dims, then (extent, low padding, extent in x, stride in x) of each dim: batch and
     space.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
 
-    typed, at = getattr(pointer, element), simd.at
+    typed, at = getattr(pointer, element), pointer.at
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         channels, channel_stride, rank = d[0], d[1], d[2]
@@ -80,9 +80,9 @@ def pad_kernel(element: str) -> Any:
 
 def pad_lines_kernel(element: str) -> Any:
     """As `pad_kernel`, where the lines of x are runs of elements that are copied whole."""
-    from core.accel import pointer, simd
+    from core.accel import pointer
 
-    typed, at = getattr(pointer, element), simd.at
+    typed, at = getattr(pointer, element), pointer.at
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         channels, rank = d[0], d[2]

@@ -9,19 +9,32 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
+from numba import njit, types
 
 from core.accel.kernels.vectormath import bits_of_f32, f32_of_bits
 from core.accel.objects import FASTMATH
 from core.accel.pointer import intrinsic
 
 OPTIONS: dict[str, Any] = {"fastmath": set(FASTMATH), "error_model": "numpy"}
+_WORD = ir.IntType(32)
 
 
 @njit(**OPTIONS)
 def decode_bf16(bits: Any) -> Any:
     """float32 of bfloat16 bits."""
     return f32_of_bits(np.uint32(bits) << np.uint32(16))
+
+
+@intrinsic
+def widen(typing_context: Any, value: Any) -> Any:
+    """``widen(value)``: bfloat16 bits as float32, exactly; any float as it is."""
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if value != types.uint16:
+            return values[0]
+        bits = builder.shl(builder.zext(values[0], _WORD), _WORD(16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return (types.float32 if value == types.uint16 else value)(value), codegen
 
 
 @njit(**OPTIONS)

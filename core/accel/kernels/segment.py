@@ -134,11 +134,11 @@ def make_reduce(kind: str, element: str, start: str, form: str, nbytes: int) -> 
     It starts from the operand x (``x``) or from the identity of `kind` (``identity``). Rows are ``spans``, or their
     elements lie apart by ``strides``; vectors have `nbytes` bytes.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
     from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, i32, at, offset = getattr(pointer, element), pointer.i32, simd.at, inlined(offset_of_row)
+    values, i32, at, offset = getattr(pointer, element), pointer.i32, pointer.at, inlined(offset_of_row)
     fill, (copy, combine) = spans.filling(element, nbytes), _row_functions(kind, element, form, nbytes)
     starts_from_x, nothing = start == "x", identity(kind, element)
 

@@ -73,11 +73,11 @@ def thin_kernel(block: Block, epilogue: Any = None) -> Any:
     d = M, N, K, strides of M and K in a, of K in b and of M in out, indices of K in a pass, batch rank, then (extent,
     a, b, out) of each dim. The last pass is followed by the epilogue (see `step.Epilogue`).
     """
-    from core.accel import pointer, simd, thin
+    from core.accel import pointer, thin
     from core.accel.kernels.scalar import leave
 
     typed = getattr(pointer, block.element)
-    at, strided, tile, width = simd.at, simd.strided, thin.tile(block), block.columns
+    at, strided, tile, width = pointer.at, pointer.strided, thin.tile(block), block.columns
     _, finish = epilogue or (leave, leave)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -109,7 +109,7 @@ def dot_kernel(block: Block) -> Any:
     from core.accel import pointer, simd
 
     typed = getattr(pointer, block.element)
-    at, strided, dot = simd.at, simd.strided, simd.dot(block.element, block.lanes)
+    at, strided, dot = pointer.at, pointer.strided, simd.dot(block.element, block.lanes)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         rows, columns, depth, a_row, b_column, out_row, rank = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
@@ -132,7 +132,7 @@ def dots_kernel(block: Block) -> Any:
     from core.accel import pointer, simd
 
     typed = getattr(pointer, block.element)
-    at, strided, dots, lanes = simd.at, simd.strided, simd.dots(block.element, block.lanes), block.lanes
+    at, strided, dots, lanes = pointer.at, pointer.strided, simd.dots(block.element, block.lanes), block.lanes
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         rows, depth, a_row, rank, batch_dims = d[0], d[2], d[3], d[4], at(d, 5)

@@ -91,9 +91,9 @@ def walk(block: Block, axes: int) -> tuple[Any, Any, Any]:
     """
     from numba.extending import register_jitable
 
-    from core.accel import simd, winograd
+    from core.accel import pointer, winograd
 
-    at, strided, tile_of_x = simd.at, simd.strided, winograd.tile_of_x(block, axes)
+    at, strided, tile_of_x = pointer.at, pointer.strided, winograd.tile_of_x(block, axes)
     lanes, points, pixels = block.lanes, POINTS ** axes, PIXELS ** axes
 
     @register_jitable

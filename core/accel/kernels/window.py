@@ -1,4 +1,4 @@
-"""Kernels over windows and prefixes: window, window_grad, cumsum and argreduce.
+"""Kernels over windows, and their adjoints: window and window_grad.
 
 Invariant: an adjoint gathers, it never scatters: each element of the result adds up, in row-major order, the windows
 that cover it. So every unit writes only its own row, and any split into threads gives the same bits.
@@ -14,7 +14,6 @@ import numpy as np
 
 from core.accel.chips import host
 from core.accel.kernels.index import element_name, identity, kernel_of, storage_type
-from core.accel.kernels.segment import FEATURES
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import int32
 
@@ -23,10 +22,9 @@ Padding = Sequence[tuple[int, int]]
 
 _AXES = 4
 _NUMBERS = 5
-_LANES = 64
 
 
-def _canonical(x: View, size: Sequence[int], stride: Sequence[int], padding: Padding) -> tuple[int, ...]:
+def canonical(x: View, size: Sequence[int], stride: Sequence[int], padding: Padding) -> tuple[int, ...]:
     """The numbers of a window in the form that the kernels take: four axes and channels.
 
     Neighbouring axes without a window become one; a last one of them becomes the channels; ones go in front.
@@ -103,11 +101,11 @@ def make_reduce(kind: str, element: str, direction: str, nbytes: int) -> Any:
 
     A unit is a row of the output along the fourth axis; vectors have `nbytes` bytes.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
     from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, at, nothing = getattr(pointer, element), simd.at, identity(kind, element)
+    values, at, nothing = getattr(pointer, element), pointer.at, identity(kind, element)
     place, split = inlined(_place), inlined(_split)
     fill, copy = spans.filling(element, nbytes), spans.copying(element, nbytes)
     combine, combine_three = spans.combining(kind, element, nbytes), spans.combining(kind, element, nbytes, 3)
@@ -145,29 +143,16 @@ def make_reduce(kind: str, element: str, direction: str, nbytes: int) -> Any:
     return kernel
 
 
-def _above(a: Any, b: Any) -> Any:
-    """Whether a takes the place of b as maximum: greater, or the first not-a-number."""
-    return a > b if a == a else b == b
-
-
-def _below(a: Any, b: Any) -> Any:
-    """Whether a takes the place of b as minimum: lesser, or the first not-a-number."""
-    return a < b if a == a else b == b
-
-
-_BETTER = {"max": _above, "min": _below}
-
-
 def make_positions(kind: str, element: str, nbytes: int) -> Any:
     """Kernel that finds where in each window the first extreme is, -1 if the window covers no input.
 
     A unit is a row of the output along the fourth axis; vectors have `nbytes` bytes.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
     from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, i32, at = getattr(pointer, element), pointer.i32, simd.at
+    values, i32, at = getattr(pointer, element), pointer.i32, pointer.at
     reach, place, split = inlined(_forward), inlined(_place), inlined(_split)
     fill, copy = spans.filling("i32", nbytes), spans.copying(element, nbytes)
     improve = spans.improving(kind, element, nbytes)
@@ -203,50 +188,17 @@ def make_positions(kind: str, element: str, nbytes: int) -> Any:
     return kernel
 
 
-def make_row_extreme(kind: str, element: str) -> Any:
-    """Kernel that finds the index of the extreme of contiguous elements; a unit is a row.
-
-    Lane i goes through elements i, i + 64, ... and keeps its first extreme; then the first of the best lanes wins.
-    """
-    from core.accel import pointer
-    from core.accel.kernels.vectormath import inlined
-
-    values, i32, better = getattr(pointer, element), pointer.i32, inlined(_BETTER[kind])
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        x, best, places, out = values(p, 0), values(p, 1), i32(p, 2), i32(p, 3)
-        count = d[0]
-        for unit in range(begin, end):
-            row, lane = unit * count, unit * _LANES
-            for c in range(min(count, _LANES)):
-                best[lane + c] = x[row + c]
-                places[lane + c] = np.int32(c)
-            for first in range(_LANES, count, _LANES):
-                for c in range(min(count - first, _LANES)):
-                    take = better(x[row + first + c], best[lane + c])
-                    best[lane + c] = x[row + first + c] if take else best[lane + c]
-                    places[lane + c] = np.int32(first + c) if take else places[lane + c]
-            winner = lane
-            for c in range(lane + 1, lane + min(count, _LANES)):
-                equal = not better(best[winner], best[c])
-                if better(best[c], best[winner]) or (equal and places[c] < places[winner]):
-                    winner = c
-            out[unit] = places[winner]
-
-    return kernel
-
-
 def make_chosen(kind: str, element: str, direction: str, nbytes: int) -> Any:
     """Kernel that takes the elements at known positions in the windows of max or min (`kind`).
 
     It gives the element of each window (``forward``), or for each input the sum of what its windows have for it
     (``adjoint``). A unit is a row of the output along the fourth axis; vectors have `nbytes` bytes.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
     from core.accel.kernels import spans
     from core.accel.kernels.vectormath import inlined
 
-    values, i32, at, forward = getattr(pointer, element), pointer.i32, simd.at, direction == "forward"
+    values, i32, at, forward = getattr(pointer, element), pointer.i32, pointer.at, direction == "forward"
     reach, source, target = (inlined(_forward), 0, 1) if forward else (inlined(_adjoint), 1, 0)
     nothing = identity(kind, element) if forward else storage_type(element)(0)
     place, split, code_of = inlined(_place), inlined(_split), inlined(_code)
@@ -278,7 +230,8 @@ def make_chosen(kind: str, element: str, direction: str, nbytes: int) -> Any:
     return kernel
 
 
-def _positions(x: View, out: View, kind: str, dims: tuple[int, ...], name: str) -> Step:
+def positions(x: View, out: View, kind: str, dims: tuple[int, ...], name: str) -> Step:
+    """The step that finds where in each window the first extreme is; `dims` are `canonical`."""
     units = _units(dims, 1)
     best = contiguous(x.dtype, (units, dims[0]), f"{name} best")
     text = kernel_of("window", "make_positions", kind, element_name(x.dtype), host().vector_bytes)
@@ -294,11 +247,11 @@ def _reduce(x: View, out: View, kind: str, direction: str, dims: tuple[int, ...]
                 nbytes=(x.size + out.size) * x.dtype.itemsize)
 
 
-def _chosen(positions: View, terms: View, out: View, kind: str, direction: str, dims: tuple[int, ...],
+def _chosen(places: View, terms: View, out: View, kind: str, direction: str, dims: tuple[int, ...],
             name: str) -> Step:
     text = kernel_of("window", "make_chosen", kind, element_name(out.dtype), direction, host().vector_bytes)
-    return Step(text, (positions, terms, out), (2,), dims, _units(dims, 1 if direction == "forward" else 0), name=name,
-                nbytes=(terms.size + out.size) * out.dtype.itemsize + 4 * positions.size)
+    return Step(text, (places, terms, out), (2,), dims, _units(dims, 1 if direction == "forward" else 0), name=name,
+                nbytes=(terms.size + out.size) * out.dtype.itemsize + 4 * places.size)
 
 
 def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], stride: Sequence[int],
@@ -315,12 +268,12 @@ def window(x: View, y: View | None, out: View, kind: str, size: Sequence[int], s
         identity of `kind` (0, the least or the greatest value of the type)
     size, stride, padding : one entry per axis of `x`; ``1, 1, (0, 0)`` where no window slides; see `fits`
     """
-    dims = _canonical(x, size, stride, padding)
+    dims = canonical(x, size, stride, padding)
     if kind == "sum" or y is None:
         return [_reduce(x, out, kind, "forward", dims, f"window_{kind}")]
-    positions = contiguous(int32, out.shape, "window positions")
-    return [_positions(x, positions, kind, dims, f"window_{kind}_positions"),
-            _chosen(positions, y, out, kind, "forward", dims, f"window_{kind}")]
+    places = contiguous(int32, out.shape, "window positions")
+    return [positions(x, places, kind, dims, f"window_{kind}_positions"),
+            _chosen(places, y, out, kind, "forward", dims, f"window_{kind}")]
 
 
 def window_grad(x: View, ct: View, out: View, kind: str, size: Sequence[int], stride: Sequence[int],
@@ -334,74 +287,9 @@ def window_grad(x: View, ct: View, out: View, kind: str, size: Sequence[int], st
     out : type of `ct`, shape of `x`, contiguous
     kind, size, stride, padding : as in `window`
     """
-    dims = _canonical(x, size, stride, padding)
+    dims = canonical(x, size, stride, padding)
     if kind == "sum":
         return [_reduce(ct, out, kind, "adjoint", dims, "window_sum_grad")]
-    positions = contiguous(int32, ct.shape, "window positions")
-    return [_positions(x, positions, kind, dims, f"window_{kind}_positions"),
-            _chosen(positions, ct, out, kind, "adjoint", dims, f"window_{kind}_grad")]
-
-
-def argreduce(x: View, out: View, axis: int, kind: str) -> list[Step]:
-    """Index of the extreme along an axis, the first among equals; not-a-number is the most extreme.
-
-    Parameters
-    ----------
-    x : f32, f64, i32 or i64, contiguous, at least one element along `axis`
-    out : i32, contiguous, shape of `x` without `axis` or with extent 1 there
-    axis : 0 .. rank-1
-    kind : ``max`` or ``min``
-    """
-    count = x.shape[axis]
-    if math.prod(x.shape[axis + 1:]) == 1:
-        best = contiguous(x.dtype, (out.size, _LANES), f"arg{kind} best")
-        places = contiguous(int32, (out.size, _LANES), f"arg{kind} places")
-        text = kernel_of("window", "make_row_extreme", kind, element_name(x.dtype))
-        return [Step(text, (x, best, places, out), (1, 2, 3), (count,), out.size, name=f"arg{kind}",
-                     nbytes=x.size * x.dtype.itemsize)]
-    size = tuple(extent if i == axis else 1 for i, extent in enumerate(x.shape))
-    dims = _canonical(x, size, (1,) * len(size), ((0, 0),) * len(size))
-    return [_positions(x, out, kind, dims, f"arg{kind}")]
-
-
-def make_cumsum(element: str, direction: str) -> Any:
-    """Kernel of `cumsum`; a unit is a block of the elements behind the axis."""
-    from core.accel import pointer
-
-    values, backwards = getattr(pointer, element), direction == "backwards"
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        x, out = values(p, 0), values(p, 1)
-        count, inner = d[0], d[1]
-        blocks = (inner + FEATURES - 1) // FEATURES
-        for unit in range(begin, end):
-            row = unit // blocks
-            first = (unit - row * blocks) * FEATURES
-            length = min(inner - first, FEATURES)
-            step = -inner if backwards else inner
-            at = row * count * inner + first + ((count - 1) * inner if backwards else 0)
-            for j in range(length):
-                out[at + j] = x[at + j]
-            for _ in range(1, count):
-                at += step
-                for j in range(length):
-                    out[at + j] = out[at - step + j] + x[at + j]
-
-    return kernel
-
-
-def cumsum(x: View, out: View, axis: int, reverse: bool) -> list[Step]:
-    """Running sums along an axis, in the element's own precision.
-
-    Parameters
-    ----------
-    x : f32, f64, i32 or i64, contiguous
-    out : type and shape of `x`, contiguous
-    axis : 0 .. rank-1
-    reverse : from the last element to the first
-    """
-    count, inner = x.shape[axis], math.prod(x.shape[axis + 1:])
-    units = math.prod(x.shape[:axis]) * -(-inner // FEATURES) if x.size else 0
-    text = kernel_of("window", "make_cumsum", element_name(x.dtype), "backwards" if reverse else "forwards")
-    return [Step(text, (x, out), (1,), (count, inner), units, name="cumsum", flops=x.size,
-                 nbytes=2 * x.size * x.dtype.itemsize)]
+    places = contiguous(int32, ct.shape, "window positions")
+    return [positions(x, places, kind, dims, f"window_{kind}_positions"),
+            _chosen(places, ct, out, kind, "adjoint", dims, f"window_{kind}_grad")]

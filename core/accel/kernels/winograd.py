@@ -104,9 +104,10 @@ def transform_kernel(width: int, axes: int) -> Any:
     import numpy as np
     from numba import types
 
-    from core.accel import pointer, simd
+    from core.accel import pointer
 
-    f32, at, on_stack, half = pointer.f32, simd.at, simd.stack(types.float32, POINTS ** axes * width), np.float32(0.5)
+    f32, at, half = pointer.f32, pointer.at, np.float32(0.5)
+    on_stack = pointer.stack(types.float32, POINTS ** axes * width)
     taps, points = TAPS ** axes, POINTS ** axes
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -158,13 +159,13 @@ def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
     from numba import types
     from numba.extending import register_jitable
 
-    from core.accel import pointer, simd, winograd
+    from core.accel import pointer, winograd
     from core.accel.kernels.scalar import leave
 
-    f32, at, strided = pointer.f32, simd.at, simd.strided
+    f32, at, strided = pointer.f32, pointer.at, pointer.strided
     (prepare, locate, transform_x), tile_of_out = walk(block, axes), winograd.tile_of_out(block, axes)
     products = winograd.products(block)
-    table_on_stack, zeros_on_stack = simd.stack(types.int64, 4 * axes), simd.stack(types.float32, block.lanes)
+    table_on_stack, zeros_on_stack = pointer.stack(types.int64, 4 * axes), pointer.stack(types.float32, block.lanes)
     lanes, width, rows = block.lanes, block.columns, block.rows
     points, pixels, taps = POINTS ** axes, PIXELS ** axes, TAPS ** axes
     (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None

@@ -111,11 +111,11 @@ def sums_kernel(block: Block, axes: int) -> Any:
     """
     from numba import types
 
-    from core.accel import pointer, simd, winograd
+    from core.accel import pointer, winograd
 
-    f32, at, strided = pointer.f32, simd.at, simd.strided
+    f32, at, strided = pointer.f32, pointer.at, pointer.strided
     (prepare, locate, transform_x), tile_of_ct = walk(block, axes), winograd.tile_of_ct(block, axes)
-    add_products, table_on_stack = winograd.add_products(block), simd.stack(types.int64, 4 * axes)
+    add_products, table_on_stack = winograd.add_products(block), pointer.stack(types.int64, 4 * axes)
     lanes, columns, height, points = block.lanes, block.columns, block.rows, POINTS ** axes
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -163,12 +163,12 @@ def taps_kernel(block: Block, axes: int) -> Any:
     from numba import types
     from numba.extending import register_jitable
 
-    from core.accel import pointer, simd
+    from core.accel import pointer
 
-    f32, at, strided = pointer.f32, simd.at, simd.strided
+    f32, at, strided = pointer.f32, pointer.at, pointer.strided
     half, largest = np.float32(0.5), np.finfo(np.float32).max
     columns, points, taps = block.columns, POINTS ** axes, TAPS ** axes
-    grid_on_stack = simd.stack(types.float32, points * columns)
+    grid_on_stack = pointer.stack(types.float32, points * columns)
 
     @register_jitable
     def sum_over_pixels(x: Any, ct: Any, plain: Any, rank: int, images: int, axis_dims: Any, tap: int, valid: int,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from core.accel.kernels.conv import needs_loop
+from core.accel.kernels.grouped import needs_loop
 from core.accel.passes.simplify import needed
 from core.accel.views import VIEWS
 from core.engine import dtypes

@@ -76,7 +76,7 @@ def pack(b: View, left: DType, taps: int = 0, shared: bool = True) -> tuple[View
     tap_dims = tuple(zip(tap_shape, b.strides[lead:], strict=False))
     dims = (depth, columns, panels, *b.strides[-2:], line.padded, line.length, prod(tap_shape) if depth else 0,
             len(tap_dims), len(batch), *sum(tap_dims, ()), *sum(batch, ()))
-    text = ("from core.accel.chips import NarrowBlock\nfrom core.accel.kernels.panels import pack_kernel\n"
+    text = ("from core.accel.chips import NarrowBlock\nfrom core.accel.kernels.narrow_panels import pack_kernel\n"
             f"kernel = pack_kernel({block!r}, {b.dtype.short!r})\n")
     step = Step(text, (b, packed), (1,), dims,
                 prod(kept) * ceil(panels / PACK_PANELS), name="pack", nbytes=2 * store.buffer.nbytes)
@@ -89,9 +89,9 @@ def pack_kernel(block: NarrowBlock, source: str) -> Any:
     d = K, N, panels, stride of K, stride of N, padded depth, length of the line, taps, tap rank, batch rank, then
     (extent, stride in b) of each tap dim and (extent, stride in b, stride in packed) of each batch dim.
     """
-    from core.accel import pointer, simd
+    from core.accel import pointer
 
-    typed, at, strided = getattr(pointer, source), simd.at, simd.strided
+    typed, at, strided = getattr(pointer, source), pointer.at, pointer.strided
     width, group = block.columns, block.group
     row = width * group
 
