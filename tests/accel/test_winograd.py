@@ -159,8 +159,8 @@ def test_what_is_not_finite_reaches_only_the_gradients_that_meet_it(chip, value)
 @pytest.mark.parametrize("extent", [8, 9])
 def test_what_follows_a_convolution_is_done_with_it(extent):
     rng = np.random.default_rng(3)
-    x, w = numbers(rng, 2, extent, extent, 64), numbers(rng, 3, 3, 64, 48)
-    bias, other = numbers(rng, 48), numbers(rng, 2, extent, extent, 48)
+    x, w = numbers(rng, 2, extent, extent, 64), numbers(rng, 3, 3, 64, 64)
+    bias, other = numbers(rng, 64), numbers(rng, 2, extent, extent, 64)
 
     def layer(x, other):
         y = ops.conv(x, w, stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), input_dilation=(1, 1), groups=1)

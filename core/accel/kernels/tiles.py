@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-from core.accel.chips import Block
+from core.accel.chips import WAY, Block
 from core.accel.kernels.pad import Padding
 from core.accel.step import View
 from core.engine import dtypes
@@ -81,6 +81,11 @@ def up(number: int, multiple: int) -> int:
 def odd_lines(elements: int) -> int:
     """At least so many elements in an odd number of cache lines: points so far apart do not meet in the cache."""
     return (ceil(4 * elements / LINE) | 1) * LINE // 4
+
+
+def row_pitch(elements: int) -> int:
+    """At least so many elements: rows so far apart do not all meet in the cache."""
+    return elements if 4 * elements % WAY else elements + LINE // 4
 
 
 def walk(block: Block, axes: int) -> tuple[Any, Any, Any]:

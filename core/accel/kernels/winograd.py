@@ -26,6 +26,7 @@ from core.accel.kernels.tiles import (
     Tiles,
     can_be_tiled,
     odd_lines,
+    row_pitch,
     up,
     walk,
 )
@@ -59,7 +60,7 @@ def conv(x: View, w: View, out: View, padding: Padding, epilogue: Epilogue | Non
     at_once = _tiles_at_once(tiles, block, inputs, outputs)
     run = up(ceil(tiles.count / UNITS), at_once)
     units = ceil(tiles.count / run)
-    pitch, columns = up(inputs, block.lanes), up(outputs, block.columns)
+    pitch, columns = row_pitch(up(inputs, block.lanes)), up(outputs, block.columns)
     x_point, sums_point = (odd_lines(at_once * extent) for extent in (pitch, columns))
     scratch = contiguous(dtypes.float32, (units, tiles.points * (x_point + sums_point + pitch)), "tiles")
     dims = (inputs, outputs, tiles.count, run, at_once, pitch, columns, x_point, sums_point, scratch.strides[0],

@@ -25,6 +25,7 @@ from core.accel.kernels.tiles import (
     Tiles,
     can_be_tiled,
     odd_lines,
+    row_pitch,
     up,
     walk,
 )
@@ -79,7 +80,7 @@ def conv_dw(x: View, w: View, ct: View, padding: Padding) -> list[Step]:
     block = block_for(host(), "f32", outputs)
     groups, runs, run = _units(tiles, block, inputs, outputs)
     at_once = _tiles_at_once(tiles, inputs, outputs)
-    pitch, width = up(inputs, max(block.lanes, block.rows)), min(up(outputs, block.columns), COLUMNS)
+    pitch, width = row_pitch(up(inputs, max(block.lanes, block.rows))), min(up(outputs, block.columns), COLUMNS)
     x_point, ct_point = (odd_lines(at_once * extent) for extent in (pitch, width))
     panels, rows = ceil(outputs / block.columns), up(inputs, block.rows)
     sums = contiguous(dtypes.float32, (runs, tiles.points, panels, rows, block.columns), "sums of tiles")
