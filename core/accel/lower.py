@@ -103,7 +103,7 @@ class Lowering:
     def solid(self, value: Value) -> View:
         """A row-major view of a value."""
         view = self.view(value)
-        return view if view.is_contiguous and view.buffer is not INDEX else self.copy(view)
+        return view.normal() if view.is_contiguous and view.buffer is not INDEX else self.copy(view)
 
     def fresh(self, value: Value) -> View:
         """A row-major view of new memory, or of the home that waits for it, for a value."""

@@ -6,7 +6,7 @@ operands and dims, so that one kernel serves every shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from core.engine.dtypes import DType
@@ -53,6 +53,10 @@ class View:
         """Whether the elements lie in row-major order without gaps."""
         return all(extent == 1 or stride == expected
                    for extent, stride, expected in zip(self.shape, self.strides, row_major(self.shape), strict=True))
+
+    def normal(self) -> View:
+        """The same view, with row-major strides if it is contiguous: an extent of 1 may have come with any stride."""
+        return replace(self, strides=row_major(self.shape)) if self.is_contiguous else self
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -209,7 +209,7 @@ def _part(view: View, axis: int, ranges: Sequence[range]) -> View:
         view, shape=(*view.shape[:axis], *map(len, ranges), *view.shape[behind:]),
         strides=(*view.strides[:axis], *(part.step * step for part, step in zip(ranges, along, strict=True)),
                  *view.strides[behind:]),
-        offset=view.offset + sum(part[0] * step for part, step in zip(ranges, along, strict=True) if part))
+        offset=view.offset + sum(part[0] * step for part, step in zip(ranges, along, strict=True) if part)).normal()
 
 
 def conv_dw(x: View, ct: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
@@ -255,8 +255,7 @@ def _plain_dw(x: View, out: View, ct: View, stride: Sequence[int], padding: Padd
     ct, pixel_strides = _end_to_end(ct, pixel_strides)
     kernel_batch = [(extent, along, 0, to) for extent, along, to in zip(kernel, along_taps, out_strides, strict=False)]
     whole = ct.is_contiguous
-    pixels = (prod(ct.shape[:-1]), ct.shape[-1])
-    flat = replace(ct, shape=pixels, strides=row_major(pixels)) if whole else ct
+    flat = replace(ct, shape=(prod(ct.shape[:-1]), ct.shape[-1]), strides=ct.strides[-2:]) if whole else ct
     blocks = ceil(rows / block_for(host(), out.dtype.short, group_out).rows) * prod(kernel)
     few = whole and blocks < FEW_BLOCKS and x.dtype is out.dtype
     by_group = _by_group(flat, groups)
