@@ -25,6 +25,7 @@ from apps.connectomics.blocks import Block, Grid, boxes, triple
 from apps.connectomics.canvas import Canvas
 from apps.connectomics.config import AgglomerateSettings, ConnectomicsConfig
 from apps.connectomics.decisionpoints import POINT, find_decision_points
+from apps.connectomics.expansion import factors_between
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import DisjointSets
 from apps.connectomics.resegmentation import Subvolume, resegment
@@ -61,8 +62,9 @@ BLOCK = 64
 COPIED = 256
 """Side in voxels of what is copied at once."""
 
-_DECIDING = ("axes", "voxel_size", "precision", "segment_threshold", "disco_seed_threshold", "radius",
-             "analysis_radius", "max_retry_iters", "exclusion_radius", "segment_recovery_fraction", "terminate_early")
+_DECIDING = ("axes", "voxel_size", "precision", "move_threshold", "segment_threshold", "disco_seed_threshold",
+             "radius", "analysis_radius", "max_retry_iters", "exclusion_radius", "segment_recovery_fraction",
+             "terminate_early")
 """Settings on which scores depend, besides image, model and points. The rule is applied to the scores afterwards."""
 
 _FROM = [*((f"origin.{axis}", np.int64) for axis in "zyx"), ("num_voxels", np.int64), ("deleted_voxels", np.int64),
@@ -88,6 +90,11 @@ def agglomerate_address(input: str, out: Path, refused: Refusals, settings: Aggl
                            for address in (input, settings.image))
     check_labels(segmentation)
     check_same_shape(segmentation, image)
+    joined = segmentation
+    if settings.fine:
+        joined = open_volume(settings.fine, axes=settings.axes)
+        check_labels(joined)
+        factors_between(joined, segmentation)
     voxel_size = common_voxel_size(segmentation, image) or known_voxel_size(segmentation)
     config = load_config(ConnectomicsConfig, RunDirectory.open(settings.model).config_path)
     check_field_of_view(image, config)
@@ -96,6 +103,9 @@ def agglomerate_address(input: str, out: Path, refused: Refusals, settings: Aggl
     reach = float(np.linalg.norm(np.multiply(settings.analysis_radius, voxel_size)))
     farthest = reach if settings.max_distance is None else min(settings.max_distance, reach)
     points, segments = find_decision_points(segmentation, voxel_size, farthest)
+    if settings.min_size > 1:
+        looked_at = _large_ids(segmentation, settings.min_size)
+        points = points[np.isin(points["id_a"], looked_at) & np.isin(points["id_b"], looked_at)]
     if not segments:
         raise DataError(f"{input} holds no segment: all its voxels are 0")
     LOGGER.info("%d segments meet at %d decision points", segments, len(points))
@@ -103,12 +113,22 @@ def agglomerate_address(input: str, out: Path, refused: Refusals, settings: Aggl
     one = are_one(decisions, settings)
     ids, smallest = groups(decisions[one])
     _write_table(out.with_suffix(".decisions.csv"), decisions, one)
-    _write_segmentation(out, segmentation, voxel_size, ids, smallest)
+    _write_segmentation(out, joined, joined.voxel_size if settings.fine else voxel_size, ids, smallest)
     return Report({"segments before": segments, "decision points": len(points),
                    "decided": int(np.count_nonzero(np.isfinite(decisions["iou"]))),
                    "merged pairs": int(np.count_nonzero(one)),
                    "segments after": segments - int(np.count_nonzero(ids != smallest)),
                    "precision": settings.precision})
+
+
+def _large_ids(volume: Volume, least: int) -> NDArray[Any]:
+    """The segments of at least so many voxels, ascending."""
+    ids, voxels = np.zeros(0, volume.dtype), np.zeros(0, np.int64)
+    for start, stop in boxes((0, 0, 0), volume.shape, COPIED):
+        here, counts = np.unique(read_labels(volume, start, stop), return_counts=True)
+        ids, where = np.unique(np.concatenate([ids, here]), return_inverse=True)
+        voxels = np.bincount(where, np.concatenate([voxels, counts])).astype(np.int64)
+    return ids[voxels >= least]
 
 
 def _analysis_radius(settings: AgglomerateSettings, config: ConnectomicsConfig) -> tuple[int, ...]:
@@ -134,7 +154,8 @@ def _decisions(segmentation: Volume, image: Volume, points: NDArray[Any], settin
     if not len(points):
         return np.zeros(0, DECISION)
     grid = Grid(segmentation.shape, (BLOCK,) * 3, (1, 1, 1))
-    chosen = {name: value for name, value in config_values(settings).items() if name in _DECIDING}
+    chosen = {name: value for name, value in config_values(settings).items()
+              if name in _DECIDING and value is not None}
     run_blocks("apps.connectomics.agglomeration:decide_block", {
         "input": address_anywhere(segmentation), "image": address_anywhere(image),
         "model": str(settings.model.absolute()), "digest": digest_of(settings.model), "settings": chosen,
@@ -226,7 +247,7 @@ def _write_table(path: Path, decisions: NDArray[Any], one: NDArray[np.bool_]) ->
             writer.writerow(["" if value != value else value for value in row] + [merged])
 
 
-def _write_segmentation(out: Path, segmentation: Volume, voxel_size: VoxelSize, ids: NDArray[np.uint64],
+def _write_segmentation(out: Path, segmentation: Volume, voxel_size: VoxelSize | None, ids: NDArray[np.uint64],
                         smallest: NDArray[np.uint64]) -> None:
     """Write ``segmentation`` to an HDF5 file, in the type of the input, with `smallest` in the place of `ids`."""
     old, new = (values.astype(segmentation.dtype) for values in (ids, smallest))

@@ -35,8 +35,8 @@ from apps.connectomics.workers import run_blocks
 from core.engine.errors import ConfigError
 from core.engine.run import RunDirectory
 
-_DECIDING = ("axes", "voxel_size", "precision", "seed_policy", "reverse", "segment_threshold", "disco_seed_threshold",
-             "min_segment_size", "min_boundary_dist")
+_DECIDING = ("axes", "voxel_size", "precision", "seed_policy", "reverse", "move_threshold", "segment_threshold",
+             "disco_seed_threshold", "min_segment_size", "min_boundary_dist")
 """Settings on which the labels of a block depend, besides the model."""
 
 
@@ -58,7 +58,8 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
                           "leave out --block")
     grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
     ledger = Ledger(out.with_suffix(".blocks"))
-    chosen = {name: value for name, value in config_values(settings).items() if name in _DECIDING}
+    chosen = {name: value for name, value in config_values(settings).items()
+              if name in _DECIDING and value is not None}
     arguments = {"input": address_anywhere(volume), "model": str(settings.model.absolute()),
                  "digest": digest_of(settings.model), "settings": chosen}
     run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,

@@ -43,6 +43,10 @@ class ConnectomicsConfig(TrainingConfig):
     border: int = setting(0, "what is taken off each object where it touches another one, so that membranes in "
                              "dense labels count as outside", low=0, high=1000, unit="voxels")
 
+    permutable_axes: tuple[int, ...] = setting((1, 2), "axes that examples exchange at random where field of view "
+                                                       "and deltas are alike, of 0 1 2 for z y x; where voxels are "
+                                                       "cubes, 0,1,2", low=0, high=2)
+
     # The network
     depth: int = setting(12, "pairs of convolutions, the first one included", low=1, high=100)
     features: int = setting(32, "channels between convolutions", low=1, high=4096)
@@ -90,6 +94,8 @@ class MaskSettings(ImageSettings):
 
     precision: str = setting("f32", "of the network; bf16 and int8 are not exact, and faster on chips that multiply "
                                     "them", choices=PRECISIONS)
+    move_threshold: float | None = setting(None, "mask from which on the field of view moves; by default that of the "
+                                                 "training", low=0.0001, high=0.9999)
     segment_threshold: float = setting(0.6, "mask from which on a voxel belongs to its object", low=0.0001, high=0.9999)
     disco_seed_threshold: float = setting(0.0, "share of a prediction above the move threshold from which on no voxel "
                                                "rises that was below one half; negative: never", low=-1, high=1)
@@ -178,6 +184,10 @@ class ExpandSettings(ImageSettings):
 
     like: str = setting("", "finer volume of the same region, such as VOLUME.h5:raw, whose voxels the result has")
     max_distance: float | None = setting(None, "from a segment to what it takes; by default any", low=0, unit="nm")
+    parts: str = setting("", "many small segments of the volume that the result is like, such as "
+                             "WATERSHED.h5:labels: each goes as a whole to the segment that has most of it")
+    min_share: float = setting(0.5, "of such a part that this segment must have; otherwise it stays by itself", low=0,
+                               high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +198,10 @@ class AgglomerateSettings(MaskSettings):
     model: Path = setting(help="the run whose network is used")  # noqa: RUF009 setting() makes a dataclass field
     # Not int8: its steps come from the image, which would differ from point to point.
     precision: str = setting("f32", "of the network; bf16 is not exact", choices=("f32", "bf16"))
+    min_size: int = setting(1, "smallest segment that is looked at; smaller ones stay as they are", low=1,
+                            unit="voxels")
+    fine: str = setting("", "the same segments in finer voxels, such as WATERSHED.h5:labels, which are joined instead: "
+                            "the result has its voxels")
     max_distance: float | None = setting(None, "between a segment and a decision point; by default as far as the "
                                                "analysis radius reaches", low=0, unit="nm")
     radius: tuple[int, ...] = setting((50, 50, 50), "of the subvolume around a decision point; where voxels are twice "

@@ -4,7 +4,10 @@ Flood filling leaves membranes and what it is not sure of empty; here each empty
 network that was trained on coarse voxels sees more of an object at once and takes a fraction of the time; its segments
 come back to the fine voxels on the way.
 
-Invariant: a voxel that has a segment keeps it.
+Where a fine oversegmentation is at hand, such as a watershed, its parts go to segments as a whole, which keeps their
+boundaries.
+
+Invariant: a voxel that has a segment keeps it, unless parts are given.
 """
 
 from __future__ import annotations
@@ -41,7 +44,14 @@ def expand_address(input: str, out: Path, refused: Refusals, settings: ExpandSet
         voxel_size = z, y, x
     distance = np.inf if settings.max_distance is None else settings.max_distance
     grown = expanded(labels, voxel_size, distance)
-    with written_segmentation(out, triple(grown.shape), voxel_size, labels.dtype) as file:
+    if settings.parts:
+        parts = open_volume(settings.parts)
+        check_sized_labels(parts)
+        if parts.shape != grown.shape:
+            raise DataError(compose("the parts are not those of the volume that the result is like", [
+                (parts.address, f"{parts.shape} voxels"), ("expected", f"{grown.shape} voxels, z y x")]))
+        grown = of_parts(read_labels(parts, (0, 0, 0), parts.shape), grown, settings.min_share)
+    with written_segmentation(out, triple(grown.shape), voxel_size, grown.dtype) as file:
         file.write((0, 0, 0), grown)
     return Report({"segments": int(np.count_nonzero(np.unique(labels))), "voxels before": int(np.count_nonzero(labels)),
                    "voxels after": int(np.count_nonzero(grown)), "voxels": grown.size})
@@ -64,6 +74,43 @@ def expanded(labels: NDArray[Any], voxel_size: Sequence[float], max_distance: fl
         return labels
     distance, nearest = ndimage.distance_transform_edt(labels == 0, sampling=voxel_size, return_indices=True)
     return np.where(distance <= max_distance, labels[tuple(nearest)], labels.dtype.type(0))
+
+
+def of_parts(parts: NDArray[Any], labels: NDArray[Any], least: float) -> NDArray[np.uint32]:
+    """Parts by the segments that they belong to.
+
+    Parameters
+    ----------
+    parts, labels : integers[z, y, x] from 0, 0 for none
+    least : share of a part's voxels that a segment must have; of those with most, it is the one with the smallest id
+
+    Returns
+    -------
+    u32[z, y, x]: where a part is, the id of its segment, or of parts that stay by themselves one from the largest id
+    on; 0 elsewhere
+
+    Raises
+    ------
+    DataError
+        If ids do not fit.
+    """
+    ids, where = np.unique(parts, return_inverse=True)
+    names, found = np.unique(labels, return_inverse=True)
+    pairs, voxels = np.unique(where.ravel() * len(names) + found.ravel(), return_counts=True)
+    part, name = np.divmod(pairs, len(names))
+    sizes = np.bincount(part, voxels)
+    voxels = np.where(names[name] > 0, voxels, 0)
+    largest = np.lexsort((-voxels, part))  # which is stable
+    largest = largest[np.unique(part[largest], return_index=True)[1]]
+    belongs = (voxels[largest] > 0) & (voxels[largest] >= least * sizes)
+    new = np.where(belongs, names[name[largest]], 0).astype(np.int64)
+    alone = ~belongs & (ids > 0)
+    new[alone] = int(names[-1]) + 1 + np.arange(np.count_nonzero(alone))
+    new[ids == 0] = 0
+    if new.max() > np.iinfo(np.uint32).max:
+        raise DataError(f"the parts have ids up to {new.max()}; they must be below 2^32: number the segments anew")
+    result: NDArray[np.uint32] = new.astype(np.uint32)[where].reshape(parts.shape)
+    return result
 
 
 def finer_labels(labels: NDArray[Any], factors: Sequence[int], shape: Sequence[int]) -> NDArray[Any]:

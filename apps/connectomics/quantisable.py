@@ -64,4 +64,5 @@ def fine_tuning(paths: tuple[Path, ...], config: ConnectomicsConfig) -> FineTuni
 def calibration(network: FloodFillingNetwork, data: tuple[Path, ...], config: ConnectomicsConfig) -> list[Batch]:
     """Fields of view around objects of the volumes, each with the masks that the network makes there in turn."""
     sampler = sampler_of([labelled(path, config) for path in data], config)
-    return [batch for moment in sampler.epoch(0, FIELDS) for batch in looks(network, moment.image, config, LOOKS)]
+    return [batch for moment in sampler.epoch(0, FIELDS)
+            for batch in looks(network, moment.fields(moment.image, sampler.field_of_view), config, LOOKS)]

@@ -1,10 +1,11 @@
 """Examples for training: where in labelled volumes a network learns, and the positions it takes there.
 
 Centres are drawn evenly over classes of how full of its object the surroundings of a voxel are, so that thin neurites
-count as much as thick ones (``compute_partitions`` and ``build_coordinates`` in google/ffn). Around a centre the field
-of view takes the 26 steps of one delta in any direction, in random order (its policy "fixed"). It goes where the object
-is, and not, as there, where the network has found it so far: no step is lost, and batches do not depend on what is
-learned.
+count as much as thick ones (``compute_partitions`` and ``build_coordinates`` in google/ffn). Around a centre there are
+26 positions one delta away in any direction. Those in the object are taken in random order, as in its policy "fixed",
+but whether or not the network has found the object there: no step is lost. Those outside are dealt out among them as
+rivals: the network looks at one of these instead where it believes the object to be there, and so learns to take back
+what it should not have found. Batches do not depend on what is learned: they name positions, the step chooses.
 
 Invariant: what an epoch brings depends on the volumes, the key and the epoch alone.
 """
@@ -25,6 +26,8 @@ THRESHOLDS = (0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Between classes of voxels: shares of the surroundings that are of the same object."""
 INSIDE, OUTSIDE = 0.95, 0.05
 """What the mask shall be in and out of the object."""
+POSITIONS = 26
+"""Of the field of view around a centre."""
 Triple = tuple[int, int, int]
 
 
@@ -44,20 +47,26 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a network sees in one step of a batch.
+    """What a network may see in one step of a batch.
 
     Attributes
     ----------
-    image : f32[batch, z, y, x] of the field of view
+    image : f32[batch, z, y, x], of all that the field of view reaches
     target : f32[batch, z, y, x], INSIDE or OUTSIDE
-    offset : i32[batch, 3], of the field of view in the mask that is carried along
+    offsets : i32[batch, POSITIONS, 3], of the field of view in image and mask: one in the object, then its rivals
+        outside; the first one again where these are fewer
     fresh : bool[batch], whether an object begins, whose mask is its centre
     """
 
     image: NDArray[np.float32]
     target: NDArray[np.float32]
-    offset: NDArray[np.int32]
+    offsets: NDArray[np.int32]
     fresh: NDArray[np.bool_]
+
+    def fields(self, whole: NDArray[np.float32], size: Triple) -> NDArray[np.float32]:
+        """What a field of view of a size sees of `image` or `target` in the object, f32[batch, z, y, x]."""
+        return np.stack([part[tuple(slice(o, o + s) for o, s in zip(offset, size, strict=True))]
+                         for part, offset in zip(whole, self.offsets[:, 0].tolist(), strict=True)])
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,7 @@ class Sampler:
     Attributes
     ----------
     field_of_view, deltas : voxels, z y x
+    permutable : axes, of 0 1 2, that examples exchange at random with those that have their field of view and delta
     """
 
     volumes: Sequence[Labelled]
@@ -162,31 +172,41 @@ class Sampler:
     deltas: Triple
     batch_size: int
     seed: int
+    permutable: tuple[int, ...] = (1, 2)
 
     def epoch(self, number: int, steps: int) -> Iterator[Moment]:
         """The moments of an epoch."""
         generators = [np.random.default_rng((self.seed, number, place)) for place in range(self.batch_size)]
         growing = [self._moments(generator) for generator in generators]
         for _ in range(steps):
-            image, target, offset, fresh = zip(*map(next, growing), strict=True)
-            yield Moment(np.stack(image), np.stack(target), np.array(offset, np.int32), np.array(fresh))
+            image, target, offsets, fresh = zip(*map(next, growing), strict=True)
+            yield Moment(np.stack(image), np.stack(target), np.array(offsets, np.int32), np.array(fresh))
 
     def _moments(self, generator: np.random.Generator) -> Iterator[
-            tuple[NDArray[np.float32], NDArray[np.float32], Triple, bool]]:
-        """Image, target and offset of one object after the other, and whether one begins."""
+            tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], bool]]:
+        """Image, target and offsets of one object after the other, and whether one begins."""
+        shifts = np.array([shift for shift in product((-1, 0, 1), repeat=3) if any(shift)])
+        middle = np.array([size // 2 for size in self.field_of_view])
         while True:
             image, mask = self._example(generator)
-            shifts = [shift for shift in product((-1, 0, 1), repeat=3) if any(shift)]
-            order = [(0, 0, 0), *(shifts[number] for number in generator.permutation(len(shifts)))]
-            for place, shift in enumerate(order):
-                offset = tuple(d * (s + 1) for d, s in zip(self.deltas, shift, strict=True))
-                box = tuple(slice(o, o + f) for o, f in zip(offset, self.field_of_view, strict=True))
-                seen = mask[box]
-                if seen[tuple(f // 2 for f in self.field_of_view)]:
-                    yield image[box], np.where(seen, np.float32(INSIDE), np.float32(OUTSIDE)), offset, place == 0
+            target = np.where(mask, np.float32(INSIDE), np.float32(OUTSIDE))
+            yield image, target, np.tile(self.deltas, (POSITIONS, 1)), True
+            offsets = np.multiply(self.deltas, generator.permutation(shifts) + 1)
+            found = mask[tuple((offsets + middle).T)]
+            inside, rivals = offsets[found], offsets[~found]
+            for number, offset in enumerate(inside):
+                dealt = np.concatenate([[offset], rivals[number::len(inside)]])
+                yield image, target, np.concatenate([dealt, np.tile(offset, (POSITIONS - len(dealt), 1))]), False
+
+    def _exchanged(self) -> list[list[int]]:
+        """The permutable axes, each with those that are like it."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for axis in sorted(set(self.permutable)):
+            found.setdefault((self.field_of_view[axis], self.deltas[axis]), []).append(axis)
+        return list(found.values())
 
     def _example(self, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Image and mask around a centre, mirrored and with y and x exchanged at random."""
+        """Image and mask around a centre, mirrored and with the permutable axes exchanged at random."""
         number, centre = self.centres.draw(generator)
         volume = self.volumes[number]
         box = tuple(slice(c - f // 2 - d, c + f // 2 + d + 1)
@@ -194,6 +214,7 @@ class Sampler:
         image, mask = volume.image[box], volume.labels[box] == volume.labels[centre]
         mirrored = tuple(axis for axis in range(3) if generator.random() < 0.5)
         image, mask = np.flip(image, mirrored), np.flip(mask, mirrored)
-        if generator.random() < 0.5 and image.shape[1] == image.shape[2]:
-            image, mask = image.swapaxes(1, 2), mask.swapaxes(1, 2)
-        return image, mask
+        axes = np.arange(3)
+        for alike in self._exchanged():
+            axes[alike] = generator.permutation(alike)
+        return image.transpose(axes), mask.transpose(axes)

@@ -154,8 +154,9 @@ def _options(config: ConnectomicsConfig, settings: FloodSettings) -> FloodOption
 
 def options_of(config: ConnectomicsConfig, settings: MaskSettings) -> FloodOptions:
     """The options of growing a mask: those of the training and those of the command."""
+    moves_from = config.move_threshold if settings.move_threshold is None else settings.move_threshold
     return FloodOptions(
-        init_activation=config.init_activation, pad_value=config.pad_value, move_threshold=config.move_threshold,
+        init_activation=config.init_activation, pad_value=config.pad_value, move_threshold=moves_from,
         segment_threshold=settings.segment_threshold, disco_seed_threshold=settings.disco_seed_threshold,
         deltas=triple(config.deltas))
 

@@ -83,7 +83,8 @@ def dry_run(data: tuple[Path, ...], config: ConnectomicsConfig) -> dict[str, Any
     sampler = sampler_of(volumes, config)
     moment = next(iter(sampler.epoch(0, 1)))
     return {"image": f"f32{list(volumes[0].image.shape)}", "centres": len(sampler.centres.places),
-            "field of view": f"f32{list(moment.image.shape)}", "masks": f"f32{list(blank_masks(config).shape)}"}
+            "field of view": f"f32{[len(moment.image), *config.field_of_view]}",
+            "masks": f"f32{list(blank_masks(config).shape)}"}
 
 
 def volumes_of(data: tuple[Path, ...], config: ConnectomicsConfig) -> list[Labelled]:
@@ -116,7 +117,8 @@ def sampler_of(volumes: list[Labelled], config: ConnectomicsConfig) -> Sampler:
     """What brings the batches."""
     field, deltas = triple(config.field_of_view), triple(config.deltas)
     radius = [f // 2 + d for f, d in zip(field, deltas, strict=True)]
-    return Sampler(volumes, centres(volumes, radius, config.min_object), field, deltas, config.batch_size, config.seed)
+    return Sampler(volumes, centres(volumes, radius, config.min_object), field, deltas, config.batch_size, config.seed,
+                   config.permutable_axes)
 
 
 def blank_masks(config: ConnectomicsConfig) -> Array:
@@ -127,7 +129,7 @@ def blank_masks(config: ConnectomicsConfig) -> Array:
 
 def arrays(moment: Moment) -> tuple[Any, ...]:
     """A moment as the step takes it."""
-    return moment.image, moment.target, moment.offset, moment.fresh
+    return moment.image, moment.target, moment.offsets, moment.fresh
 
 
 def start_of(network: FloodFillingNetwork, config: ConnectomicsConfig) -> State:
@@ -143,11 +145,13 @@ def step_of(config: ConnectomicsConfig) -> Callable[..., tuple[State, Array]]:
     adam = Adam()
 
     def step(state: State, rate: Array, batch: tuple[Array, ...]) -> tuple[State, Array]:
-        image, target, offset, fresh = batch
+        image, target, offsets, fresh = batch
         masks = ops.select(ops.broadcast_to(fresh.reshape(-1, 1, 1, 1), state.optimiser.masks.shape), blank,
                            state.optimiser.masks)
+        offset = chosen(masks, offsets, config)
         starts = [[offset[place, axis] for axis in range(3)] for place in range(config.batch_size)]
-        seen = ops.stack([ops.dynamic_slice(masks[place], *start, sizes=field) for place, start in enumerate(starts)])
+        seen, image, target = (ops.stack([ops.dynamic_slice(whole[place], *start, sizes=field)
+                                          for place, start in enumerate(starts)]) for whole in (masks, image, target))
 
         def loss(network: FloodFillingNetwork) -> tuple[Array, Array]:
             logits = network(image, seen)
@@ -163,12 +167,32 @@ def step_of(config: ConnectomicsConfig) -> Callable[..., tuple[State, Array]]:
     return step
 
 
+def chosen(masks: Array, offsets: Array, config: ConnectomicsConfig) -> Array:
+    """The offsets of the fields of view that are looked at, i32[batch, 3].
+
+    That is the first one, in the object, unless the mask at the centre of another one is higher, and high enough for
+    the field of view to move there.
+
+    Parameters
+    ----------
+    masks : f32[batch, z, y, x], logits
+    offsets : i32[batch, position, 3]
+    """
+    _, _, height, width = masks.shape
+    z, y, x = (offsets[:, :, axis] + size // 2 for axis, size in enumerate(config.field_of_view))
+    found = ops.take_along(masks.reshape(len(masks), -1), (z * height + y) * width + x, axis=1)
+    found = ops.concatenate([ops.maximum(found[:, :1], logit(config.move_threshold)), found[:, 1:]], axis=1)
+    best = ops.argmax(found, axis=1).reshape(-1, 1, 1)
+    return ops.take_along(offsets, ops.broadcast_to(best, (len(masks), 1, 3)), axis=1)[:, 0]
+
+
 def pictures(network: FloodFillingNetwork, sampler: Sampler, config: ConnectomicsConfig) -> dict[str, np.ndarray]:
     """Middle sections of the first looks at some objects: image, target and the mask found, f32[object, y, x]."""
     moment = next(iter(sampler.epoch(config.epochs, 1)))
+    image, target = (moment.fields(whole, triple(config.field_of_view)) for whole in (moment.image, moment.target))
     z, y, x = (size // 2 for size in config.field_of_view)
-    seen: np.ndarray = np.full(moment.image.shape, logit(config.pad_value), np.float32)
+    seen: np.ndarray = np.full(image.shape, logit(config.pad_value), np.float32)
     seen[:, z, y, x] = logit(config.init_activation)
     found = jit(lambda network, image, seen: ops.logistic(network(image, seen)), device=config.device)(
-        network, moment.image, seen).numpy()
-    return {"image": moment.image[:, z], "target": moment.target[:, z], "found": found[:, z]}
+        network, image, seen).numpy()
+    return {"image": image[:, z], "target": target[:, z], "found": found[:, z]}

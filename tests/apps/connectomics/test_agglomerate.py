@@ -311,6 +311,30 @@ def test_blocks_and_workers_change_nothing_and_the_rule_needs_no_other_look(
     assert len(far["error"]) < 1000
 
 
+def test_small_segments_stay_and_finer_ones_are_joined_alike(run: Path, tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    labels = write_tubes(tmp_path / "tubes.h5")
+    cut = cut_tubes(labels)
+    fine = cut.repeat(2, 1)
+    fine[0, 0, 0] = 999  # a segment that only the fine voxels have
+    finer = written(tmp_path / "fine.h5", fine, (10, 5, 10))
+    address, image = written(tmp_path / "cut.h5", cut), f"{tmp_path}/tubes.h5:raw"
+    options = ("--radius", "9,12,12", "--fine", finer)
+    small, large = (np.count_nonzero(cut == name) for name in (2**60 + 1, 20))
+    assert small == np.count_nonzero(cut == 7) < large
+    said = agglomerated(capsys, address, image, run, tmp_path / "out.h5", *options)
+    assert said["exit_code"] == 0 and said["numbers"]["merged pairs"] == 2, said
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["segmentation"].attrs["voxel_size"].tolist() == [10, 5, 10]
+        np.testing.assert_array_equal(file["segmentation"][:], np.where(np.isin(fine, [7, 20, 2**60 + 1]), 7, fine))
+    said = agglomerated(capsys, address, image, run, tmp_path / "large.h5", *options, "--min-size", small + 1)
+    assert said["exit_code"] == 0 and said["numbers"]["merged pairs"] == 0
+    assert all(2**60 + 1 not in pair for pair in table(tmp_path / "large.decisions.csv"))
+    said = agglomerated(capsys, address, image, run, tmp_path / "wrong.h5", "--fine",
+                        written(tmp_path / "wrong-fine.h5", fine[:, :70], (10, 5, 10)))
+    assert said["exit_code"] == 3 and "is no coarser scale of the volume" in said["error"]
+
+
 @pytest.mark.parametrize("between, one", [(0, True), (3, False)])
 def test_segments_around_a_point_are_kept(run: Path, tmp_path: Path, between: int, one: bool) -> None:
     labels = write_tubes(tmp_path / "tubes.h5")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from apps.cli import main
-from apps.connectomics.expansion import expanded, finer_labels
+from apps.connectomics.expansion import expanded, finer_labels, of_parts
 from apps.connectomics.pyramid import coarser_labels, coarser_shape
 from tests.apps.connectomics.written import write_segmentation
 
@@ -45,6 +45,23 @@ def test_finer_labels_undo_coarser_ones(data: st.DataObject) -> None:
     np.testing.assert_array_equal(coarser_labels(fine, factors), coarse)
 
 
+@given(arrays(np.uint16, (2, 3, 4), elements=st.sampled_from([0, 1, 2, 9])),
+       arrays(np.uint16, (2, 3, 4), elements=st.sampled_from([0, 3, 4])), st.sampled_from([0.0, 0.5, 1.0]))
+def test_parts_go_to_the_segment_that_has_most_of_them(parts: np.ndarray, labels: np.ndarray, least: float) -> None:
+    found = of_parts(parts, labels, least)
+    assert not found[parts == 0].any()
+    alone = []
+    for part in set(parts[parts > 0].tolist()):
+        (new,) = set(found[parts == part].tolist())
+        voxels = {label: np.count_nonzero(labels[parts == part] == label) for label in (3, 4)}
+        most = max(voxels, key=voxels.__getitem__)  # of equals the first
+        if voxels[most] and voxels[most] >= least * np.count_nonzero(parts == part):
+            assert new == most
+        else:
+            alone.append(new)
+    assert sorted(alone) == list(range(int(labels.max()) + 1, int(labels.max()) + 1 + len(alone)))
+
+
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     """What the command says as JSON, its exit code among it."""
     code = main(["connectomics", "expand", *arguments, "--json"], APPS)
@@ -66,6 +83,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         found = file["segmentation"]
         assert found.dtype == np.uint32 and found.attrs["voxel_size"].tolist() == [30, 5, 5]
         np.testing.assert_array_equal(found[:], expanded(finer_labels(coarse, (1, 2, 2), fine.shape), (30, 5, 5), 5))
+
+
+def test_the_command_with_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coarse = np.zeros((2, 3, 4), np.uint8)
+    coarse[0, 0, 0], coarse[1, 2, 3] = 7, 5
+    parts = np.arange(1, 4 * 6 * 8 + 1, dtype=np.uint16).reshape(4, 6, 8) // 3
+    address, small = write_segmentation(tmp_path / "coarse.h5", coarse, SIZE), tmp_path / "small.h5"
+    fine = write_segmentation(tmp_path / "parts.h5", parts, (15.0, 5.0, 5.0))
+    options = ("--max-distance", "20", "--min-share", "0.6", "--parts", fine, "--out", str(tmp_path / "out.h5"))
+    assert said(capsys, address, "--like", fine, *options)["exit_code"] == 0
+    grown = expanded(finer_labels(coarse, (2, 2, 2), parts.shape), (15, 5, 5), 20)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["segmentation"].dtype == np.uint32
+        np.testing.assert_array_equal(file["segmentation"][:], of_parts(parts, grown, 0.6))
+    other = write_segmentation(small, parts[:3], SIZE)
+    report = said(capsys, address, "--parts", other, "--out", str(tmp_path / "none.h5"))
+    assert report["exit_code"] == 3 and "the parts are not those of the volume" in report["error"]
 
 
 @pytest.mark.parametrize("labels, voxel_size, like, message", [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import islice
 
 import numpy as np
@@ -67,15 +68,53 @@ def sampler(seed: int = 0) -> Sampler:
 def test_moments_are_of_one_object_until_the_next_begins() -> None:
     label = np.zeros(3)
     for number, moment in enumerate(islice(sampler().epoch(0, 60), 60)):
-        assert moment.image.shape == moment.target.shape == (3, *FIELD)
+        assert moment.image.shape == moment.target.shape == (3, 11, 11, 11)
+        image, target = (moment.fields(whole, FIELD) for whole in (moment.image, moment.target))
+        assert image.shape == target.shape == (3, *FIELD)
         assert number > 0 or moment.fresh.all()
-        centre = moment.image[:, 3, 3, 3]
+        centre = image[:, 3, 3, 3]
         label = np.where(moment.fresh, centre, label)
         np.testing.assert_array_equal(centre, label)
-        inside = moment.image == label[:, None, None, None]
-        np.testing.assert_array_equal(moment.target, np.where(inside, np.float32(INSIDE), np.float32(OUTSIDE)))
-        assert (moment.offset[moment.fresh] == DELTAS).all()
-        assert set(moment.offset.ravel().tolist()) <= {0, 2, 4}
+        inside = image == label[:, None, None, None]
+        np.testing.assert_array_equal(target, np.where(inside, np.float32(INSIDE), np.float32(OUTSIDE)))
+        assert (moment.offsets[moment.fresh] == DELTAS).all()
+        assert set(moment.offsets.ravel().tolist()) <= {0, 2, 4}
+
+
+def test_each_position_comes_once_those_outside_as_rivals() -> None:
+    moments = list(islice(sampler().epoch(0, 200), 200))
+    begins = np.flatnonzero([moment.fresh[0] for moment in moments])
+    assert len(begins) > 5
+    rivals = 0
+    for begin, end in itertools.pairwise(begins):
+        looks = moments[begin + 1:end]
+        inside = [tuple(look.offsets[0, 0].tolist()) for look in looks]
+        outside = [offset for look in looks for offset in map(tuple, look.offsets[0, 1:].tolist())
+                   if offset != tuple(look.offsets[0, 0].tolist())]
+        if looks:
+            assert sorted(inside + outside) == sorted(set(itertools.product((0, 2, 4), repeat=3)) - {DELTAS})
+            middles = looks[0].target[0][2:9, 2:9, 2:9]  # centres of fields of view are 3 to 7
+            assert all(middles[tuple(np.add(offset, 1))] == np.float32(INSIDE) for offset in inside)
+            assert all(middles[tuple(np.add(offset, 1))] == np.float32(OUTSIDE) for offset in outside)
+            rivals += len(outside)
+    assert rivals > 10
+
+
+@pytest.mark.parametrize("axes, field, exchanged", [
+    ((), FIELD, ()), ((1, 2), FIELD, (1, 2)), ((0, 1, 2), FIELD, (0, 1, 2)), ((0, 1, 2), (7, 5, 7), (0, 2)),
+    ((1, 2), (7, 5, 7), ())])
+def test_axes_are_exchanged_if_they_may_be(axes: tuple[int, ...], field: tuple[int, int, int],
+                                           exchanged: tuple[int, ...]) -> None:
+    steps = np.indices((30, 30, 30)) * np.array([1, 100, 10000])[:, None, None, None]
+    ramp = Labelled(steps.sum(axis=0).astype(np.float32), np.ones((30, 30, 30), np.int64))
+    brings = Sampler([ramp], centres([ramp], RADIUS, least=10), field, DELTAS, 1, 0, axes)
+    orders = set()
+    for moment in islice(brings.epoch(0, 2000), 2000):
+        image = moment.image[0]
+        orders.add(tuple(abs(round(float(np.diff(image, axis=axis).flat[0]))) for axis in range(3)))
+    expected = {tuple(order) for order in itertools.permutations((1, 100, 10000))
+                if all(order[axis] == (1, 100, 10000)[axis] for axis in range(3) if axis not in exchanged)}
+    assert orders == expected
 
 
 def test_an_epoch_depends_on_seed_and_number_alone() -> None:

@@ -58,6 +58,14 @@ def test_tubes_are_objects(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (origins["moves"] > 10).all()
 
 
+@pytest.mark.parametrize("more", [(), ("--block", "40,40,40", "--overlap", "12,12,12")])
+def test_a_move_threshold_over_that_of_the_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                    more: tuple[str, ...]) -> None:
+    write_tubes(tmp_path / "tubes.h5")
+    said = segmented(capsys, run, f"{tmp_path}/tubes.h5:raw", tmp_path / "out.h5", "--move-threshold", 0.96, *more)
+    assert said["exit_code"] == 0 and said["numbers"]["objects"] == 0  # a mask begins with 0.95
+
+
 def test_seeds_and_what_is_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = write_tubes(tmp_path / "tubes.h5")
     with h5py.File(tmp_path / "kept.h5", "w") as file:

@@ -14,8 +14,9 @@ from apps.app import Report, config_values, dump_config
 from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
 from apps.connectomics.evaluate import evaluate
 from apps.connectomics.model import FloodFillingNetwork
-from apps.connectomics.train import dry_run, labelled, train, volumes_of
+from apps.connectomics.train import chosen, dry_run, labelled, train, volumes_of
 from core.engine import random
+from core.engine.array import as_array
 from core.engine.checkpoint import load
 from core.engine.errors import DataError
 from core.engine.refusals import Refusals
@@ -79,6 +80,17 @@ def test_silent_blocks_add_nothing() -> None:
     without, silent = replace(drawn, blocks=()), drawn.with_silent_blocks()
     np.testing.assert_array_equal(silent(image, mask).numpy(), without(image, mask).numpy())
     assert np.abs(drawn(image, mask).numpy() - without(image, mask).numpy()).max() > 0.1
+
+
+def test_the_field_of_view_goes_where_the_mask_is_if_not_into_the_object() -> None:
+    config = ConnectomicsConfig(**SMALL, move_threshold=0.9)
+    masks = np.zeros((4, 13, 13, 13), np.float32)
+    offsets = np.array([[[2, 2, 4], [0, 2, 2], [4, 0, 2]]] * 4, np.int32)
+    masks[1, 4, 6, 6] = 2.0  # not enough
+    masks[2, 4, 6, 6], masks[2, 8, 4, 6] = 2.5, 3.0
+    masks[3, 6, 6, 8], masks[3, 4, 6, 6] = 3.0, 2.5
+    found = chosen(as_array(masks), as_array(offsets), config).numpy()
+    np.testing.assert_array_equal(found, [[2, 2, 4], [2, 2, 4], [4, 0, 2], [2, 2, 4]])
 
 
 def test_borders_are_off_what_is_learned_and_on_what_is_measured(tubes: Path) -> None:
