@@ -66,9 +66,8 @@ def consensus(a: NDArray[Any], b: NDArray[Any], least: int) -> NDArray[np.uint32
     pairs, where, voxels = np.unique(where_a.ravel() * len(ids_b) + where_b.ravel(), return_inverse=True,
                                      return_counts=True)
     owner = pairs // len(ids_b)  # ascending, and for each owner its partners ascending
-    largest_first = np.lexsort((-voxels, owner))  # which is stable
     largest = np.zeros(len(pairs), bool)
-    largest[largest_first[np.unique(owner, return_index=True)[1]]] = True
+    largest[largest_of_each(owner, voxels)] = True
     kept = (voxels >= least) & (ids_a[owner] > 0)
     new = kept & ~largest
     highest = int(ids_a[-1]) + np.count_nonzero(new)
@@ -77,6 +76,13 @@ def consensus(a: NDArray[Any], b: NDArray[Any], least: int) -> NDArray[np.uint32
     ids = np.where(kept, ids_a[owner], 0).astype(np.uint32)
     ids[new] = np.arange(1, np.count_nonzero(new) + 1) + int(ids_a[-1])
     return ids[where].reshape(a.shape)
+
+
+def largest_of_each(owner: NDArray[Any], voxels: NDArray[Any]) -> NDArray[np.intp]:
+    """Of pairs in ascending order of their owner, the place of each owner's one of most voxels, the first of equals."""
+    largest_first = np.lexsort((-voxels, owner))  # which is stable
+    places: NDArray[np.intp] = largest_first[np.unique(owner, return_index=True)[1]]
+    return places
 
 
 def _labels(volume: Volume) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from scipy import ndimage
 from apps.app import Report
 from apps.connectomics.blocks import Triple, triple
 from apps.connectomics.config import ExpandSettings
+from apps.connectomics.consensus import largest_of_each
 from apps.connectomics.pyramid import coarser_shape
 from apps.connectomics.segmentations import written_segmentation
 from apps.connectomics.volumes import Volume, check_sized_labels, known_voxel_size, open_volume, read_labels
@@ -100,8 +101,7 @@ def of_parts(parts: NDArray[Any], labels: NDArray[Any], least: float) -> NDArray
     part, name = np.divmod(pairs, len(names))
     sizes = np.bincount(part, voxels)
     voxels = np.where(names[name] > 0, voxels, 0)
-    largest = np.lexsort((-voxels, part))  # which is stable
-    largest = largest[np.unique(part[largest], return_index=True)[1]]
+    largest = largest_of_each(part, voxels)
     belongs = (voxels[largest] > 0) & (voxels[largest] >= least * sizes)
     new = np.where(belongs, names[name[largest]], 0).astype(np.int64)
     alone = ~belongs & (ids > 0)
