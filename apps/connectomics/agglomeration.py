@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.app import Report, config_values, load_config
+from apps.app import Report, load_config
 from apps.connectomics.blocked import address_anywhere, digest_of
 from apps.connectomics.blocks import Block, Grid, boxes, triple
 from apps.connectomics.canvas import Canvas
-from apps.connectomics.config import AgglomerateSettings, ConnectomicsConfig
+from apps.connectomics.config import AgglomerateSettings, ConnectomicsConfig, given
 from apps.connectomics.decisionpoints import POINT, find_decision_points
 from apps.connectomics.expansion import factors_between
 from apps.connectomics.ledger import Ledger
@@ -154,12 +154,11 @@ def _decisions(segmentation: Volume, image: Volume, points: NDArray[Any], settin
     if not len(points):
         return np.zeros(0, DECISION)
     grid = Grid(segmentation.shape, (BLOCK,) * 3, (1, 1, 1))
-    chosen = {name: value for name, value in config_values(settings).items()
-              if name in _DECIDING and value is not None}
     run_blocks("apps.connectomics.agglomeration:decide_block", {
         "input": address_anywhere(segmentation), "image": address_anywhere(image),
-        "model": str(settings.model.absolute()), "digest": digest_of(settings.model), "settings": chosen,
-        "points": points.tolist()}, grid, ledger, settings.workers, settings.scheduler or None)
+        "model": str(settings.model.absolute()), "digest": digest_of(settings.model),
+        "settings": given(settings, _DECIDING), "points": points.tolist()},
+        grid, ledger, settings.workers, settings.scheduler or None)
     return np.sort(np.concatenate([ledger.load(block.number, "decisions") for block in grid]), order=("id_a", "id_b"))
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.app import Report, config_values, load_config
+from apps.app import Report, load_config
 from apps.connectomics.blocks import Block, Grid, triple
-from apps.connectomics.config import ConnectomicsConfig, SegmentSettings
+from apps.connectomics.config import ConnectomicsConfig, SegmentSettings, given
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
 from apps.connectomics.segment import (
@@ -58,10 +58,8 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
                           "leave out --block")
     grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
     ledger = Ledger(out.with_suffix(".blocks"))
-    chosen = {name: value for name, value in config_values(settings).items()
-              if name in _DECIDING and value is not None}
     arguments = {"input": address_anywhere(volume), "model": str(settings.model.absolute()),
-                 "digest": digest_of(settings.model), "settings": chosen}
+                 "digest": digest_of(settings.model), "settings": given(settings, _DECIDING)}
     run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,
                settings.scheduler or None)
     ids = reconcile(grid, ledger, settings.agreement)

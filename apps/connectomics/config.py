@@ -5,11 +5,12 @@ Invariant: the defaults are those of the published network of FIB-25; sizes, ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from apps.app import TrainingConfig, setting
+from apps.app import TrainingConfig, config_values, setting
 from core.engine.errors import ConfigError
 
 PRECISIONS = ("f32", "bf16", "int8")
@@ -28,6 +29,11 @@ def three_or_none(name: str, numbers: Sequence[float]) -> None:
     """Refuse a setting that is given and has not one number an axis."""
     if numbers:
         three(name, numbers)
+
+
+def given(settings: Any, names: Collection[str]) -> dict[str, Any]:
+    """Those settings of these names that have a value, as plain values for the workers of a blocked run."""
+    return {name: value for name, value in config_values(settings).items() if name in names and value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
