@@ -29,9 +29,10 @@ def dot(values: Values, equation: Equation, epilogue: Epilogue | None) -> list[S
     out = values.fresh(equation.outputs[0])
     shape = (*left.shape[:-1], right.shape[-1])
     whole = replace(out, shape=shape, strides=row_major(shape))
+    is_fixed = right.buffer in values.fixed
     if len(shape) == 2 and epilogue is None:
-        return slices.product(left, right, whole)
-    return gemm.matmul(left, right, whole, epilogue)
+        return slices.product(left, right, whole, is_fixed)
+    return gemm.matmul(left, right, whole, epilogue, is_fixed)
 
 
 def _matrix(values: Values, view: View, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> View:

@@ -15,7 +15,7 @@ from core.accel.expressions import COSTLY, SLOW, Imports, expression
 from core.accel.loopir import Nest, Operand, Reduction, Statement, dims, normal_loops, units
 from core.accel.passes.fuse import Node, is_rowwise
 from core.accel.stages import choose_kept
-from core.accel.step import Step, View, contiguous, row_major
+from core.accel.step import Buffer, Step, View, contiguous, row_major
 from core.accel.views import INDEX, kept_shape, reshaped, spread
 from core.engine import dtypes
 from core.engine.graph import Equation, Value
@@ -50,6 +50,9 @@ class Values(Protocol):
 
     updated: Mapping[Value, Value]
     """Outputs that take the place of inputs, and these."""
+
+    fixed: set[Buffer]
+    """What is the same at every call, or in a loop each time."""
 
 
 class NestOfNode:

@@ -19,7 +19,7 @@ from core.accel.kernels import argreduce, bits, cumsum, index, segment, window
 from core.accel.loops import Values, copy_step, steps_of_node
 from core.accel.passes.fuse import PAIRS, Node, fuse
 from core.accel.scans import scan_steps
-from core.accel.step import AnyStep, Epilogue, HostStep, Step, View, contiguous
+from core.accel.step import AnyStep, Buffer, Epilogue, HostStep, Step, View, contiguous
 from core.accel.views import INDEX, VIEWS, iota, look
 from core.engine import dtypes
 from core.engine.dtypes import DType
@@ -40,12 +40,14 @@ class Lowering:
     constants : of the graph
     updated : outputs that take the place of inputs, and these
     homes : where values must lie, each row-major, that would else get new memory
+    fixed : buffers that are the same at every call, or in a scan's body each time
     """
 
     def __init__(self, graph: Graph, nodes: Sequence[Node], updated: Mapping[Value, Value] | None = None) -> None:
         self.updated = updated or {}
         self.views: dict[Value, View] = {}
         self.homes: dict[Value, View] = {}
+        self.fixed: set[Buffer] = set()
         self.steps: list[AnyStep] = []
         self.layers: list[str] = []
         self._layer = ""
@@ -316,6 +318,7 @@ def _lower_scan(lowering: Lowering, equation: Equation) -> None:
     inner.constants = {within: lowering.constants[value] for within, value in zip(body.inputs, equation.inputs,
                        strict=True) if value in lowering.constants}
     given = [lowering.memory(value) for value in equation.inputs]
+    inner.fixed.update(view.buffer for view in given[:equation.params["consts"]])
     views, before, repeat = scan_steps(inner, nodes, given, **equation.params)
     lowering.views.update(zip(equation.outputs, views, strict=True))
     lowering.add([*before, repeat])

@@ -84,14 +84,15 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
         graph, nodes = again, fuse(again)
     updated = updates_in_place(graph, nodes, options.held) if options.carried else {}
     lowering = Lowering(graph, nodes, updated)
+    inputs = [lowering.views[value] for value in graph.inputs]
+    constants = {lowering.views[value].buffer: array for value, array in graph.constants.items()}
+    lowering.fixed.update(constants)
+    if not options.carried:
+        lowering.fixed.update(view.buffer for view in inputs[:options.held])
+    static = set(lowering.fixed)
     for node in nodes:
         lowering.lower(node)
-    inputs = [lowering.views[value] for value in graph.inputs]
     outputs = _output_views(graph, lowering)
-    constants = {lowering.views[value].buffer: array for value, array in graph.constants.items()}
-    static = set(constants)
-    if not options.carried:
-        static.update(view.buffer for view in inputs[:options.held])
     prologue, body = _split(lowering.steps, static, {view.buffer for view in outputs})
     base_of = {view.buffer: (FIRST_INPUT + number, 0) for number, view in enumerate((*inputs, *outputs))}
     kept = _place_kept([*constants, *_written(prologue)], base_of)

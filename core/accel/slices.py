@@ -14,6 +14,7 @@ from math import ceil
 from core.accel.chips import block_for, host
 from core.accel.kernels import float_panels, gemm
 from core.accel.kernels.conv import FEW_BLOCKS
+from core.accel.kernels.thin import THIN
 from core.accel.loopir import Operand, Reduction
 from core.accel.loops import loop_step
 from core.accel.step import Step, View, contiguous
@@ -21,6 +22,8 @@ from core.engine import dtypes
 
 _NEAR = 256
 """Columns from which on B is not read where it lies: its rows meet in few sets of the cache."""
+_WIDE = 256
+"""Outputs of a thin product, beyond which threads share them and its sums are left whole: it reads B only once."""
 _SHORTEST = 128
 _REPAID = 4
 """A slice repays its share of the last sum if it reads so many times more than that."""
@@ -28,6 +31,8 @@ _REPAID = 4
 
 def slices(rows: int, columns: int, depth: int) -> int:
     """Slices of a product's sums; 1 if they are best left whole."""
+    if min(rows, columns) < THIN and max(rows, columns) > _WIDE:
+        return 1
     shortest = max(_SHORTEST, _REPAID * rows * columns // (rows + columns))
     fitting = host().second_cache // (2 * 4 * (rows + columns))
     if depth <= 2 * fitting or shortest > 2 * fitting:
@@ -36,18 +41,19 @@ def slices(rows: int, columns: int, depth: int) -> int:
     return next((count for count in counts if depth // count <= fitting), counts[-1] if counts else 1)
 
 
-def product(a: View, b: View, out: View) -> list[Step]:
+def product(a: View, b: View, out: View, is_fixed: bool = False) -> list[Step]:
     """Steps of ``out = a @ b``.
 
     Parameters
     ----------
     a, b : f32 [M, K] and [K, N], any strides; columns of b beside each other
     out : f32 [M, N], row-major
+    is_fixed : see `gemm.matmul`
     """
     rows, columns, depth = *out.shape, a.shape[1]
     count = slices(rows, columns, depth) if out.size else 1
     if count == 1 or out.dtype is not dtypes.float32 or a.dtype is not out.dtype or b.strides[1] != 1:
-        return gemm.matmul(a, b, out)
+        return gemm.matmul(a, b, out, is_fixed=is_fixed)
     length = depth // count
     left = replace(a, shape=(count, rows, length), strides=(length * a.strides[1], *a.strides))
     right = replace(b, shape=(count, length, columns), strides=(length * b.strides[0], *b.strides))

@@ -39,8 +39,9 @@ from core.engine import dtypes
 Bases = ctypes.Array[ctypes.c_size_t]
 """Addresses of the arena, the constants, the inputs and the outputs, in the order that a table's `base_of` numbers."""
 
-_SMALL = 12e-6
-"""Seconds below which a step stays on one thread: to bring another one in takes 3 to 10 microseconds."""
+_SMALL, _SMALL_BETWEEN = 12e-6, 3e-6
+"""Seconds below which a step stays on one thread: to bring another one in takes 3 to 10 microseconds, and about one
+where it waits already, between other steps that are shared."""
 _PIECE = 40e-6
 _MAXIMUM_PIECES = 4
 _FLOPS_PER_SECOND = 60e9
@@ -62,9 +63,10 @@ def estimate(step: Step) -> float:
     return max(step.flops / rate, traffic / _BYTES_PER_SECOND)
 
 
-def is_small(step: Step) -> bool:
-    """Whether a step takes too little to be shared among threads."""
-    return estimate(step) < _SMALL
+def small_steps(steps: Sequence[Step]) -> Callable[[Step], bool]:
+    """Whether a step of a plan takes too little to be shared among threads."""
+    least = _SMALL if all(estimate(step) < _SMALL for step in steps) else _SMALL_BETWEEN
+    return lambda step: estimate(step) < least
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +113,14 @@ class PlanTable:
 
     @staticmethod
     def build(plan: Sequence[Step | Repeat], base_of: Mapping[Buffer, tuple[int, int]],
-              serial: Callable[[Step], bool] = is_small) -> PlanTable:
+              serial: Callable[[Step], bool] | None = None) -> PlanTable:
         """The table of steps and of repeats, each of which becomes its steps.
 
         Parameters
         ----------
         plan : in the order in which it runs
         base_of : for each buffer the number of its base and its offset from there, in bytes
-        serial : whether a step stays on one thread
+        serial : whether a step stays on one thread; those that are small by default
 
         Raises
         ------
@@ -128,6 +130,7 @@ class PlanTable:
             If a step has more than ``layout.MAXIMUM_OPERANDS`` operands, or a grain below 1.
         """
         steps, repeats = _flat(plan)
+        serial = serial or small_steps(steps)
         kernels: dict[str, int] = {}
         rows = np.zeros((len(steps), STEP_WORDS), np.int64)
         operands: list[tuple[int, ...]] = []

@@ -23,7 +23,7 @@ SHAPES = [  # batch, M, K, N
 ]
 
 
-def product(a, b, dtype=None, pieces=1):
+def product(a, b, dtype=None, pieces=1, is_fixed=False):
     """a @ b by the kernels, into NaN."""
     memory = Memory()
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -33,7 +33,7 @@ def product(a, b, dtype=None, pieces=1):
     for array in (a, b):
         view = memory.view(np.broadcast_to(array, (*batch, *array.shape[-2:])))
         views.append(replace(view, dtype=dtypes.bfloat16) if array.dtype == np.uint16 else view)
-    memory.run(gemm.matmul(*views, memory.view(out)), pieces)
+    memory.run(gemm.matmul(*views, memory.view(out), is_fixed=is_fixed), pieces)
     return out
 
 
@@ -111,6 +111,25 @@ def test_a_block_has_no_more_rows_than_a_set_of_the_cache(depth, stride, rows, m
     a, b, out = (np.zeros(shape, np.float32) for shape in ((50, stride), (depth, 40), (50, 40)))
     multiply = gemm.matmul(memory.view(a[:, :depth]), memory.view(b), memory.view(out))[-1]
     assert f"Block(element='f32', lanes=16, heights=({rows}," in multiply.kernel
+
+
+@pytest.mark.parametrize(("batch", "m", "k", "n"), [
+    ((), 1, 300, 300), ((), 3, 70, 130), ((), 1, 0, 99), ((), 2, 1000, 65), ((2, 3), 1, 17, 190), ((), 1, 5, 64),
+    ((), 2, 7, 1)])
+@pytest.mark.parametrize("layout", ["plain", "transposed", "gapped"])
+def test_thin_products_are_the_same_whether_b_is_packed(batch, m, k, n, layout):
+    rng = np.random.default_rng(7)
+    a = rng.standard_normal((*batch, m, k)).astype(np.float32)
+    b = laid_out(rng.standard_normal((*batch, k, n)).astype(np.float32), layout)
+    assert product(a, b).tobytes() == product(a, b, is_fixed=True).tobytes()
+    assert_product(a, b, is_fixed=True)
+
+
+def test_a_fixed_factor_of_a_thin_product_is_packed():
+    memory = Memory()
+    views = [memory.view(np.zeros(shape, np.float32)) for shape in ((1, 50), (50, 200), (1, 200))]
+    assert [step.name for step in gemm.matmul(*views, is_fixed=True)] == ["pack", "matmul thin"]
+    assert [step.name for step in gemm.matmul(*views)] == ["matmul thin"]
 
 
 def test_products_of_rows_in_one_set():

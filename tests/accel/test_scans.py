@@ -11,7 +11,7 @@ from core.accel import cpu, threads
 from core.accel.finished import ARENA
 from core.accel.passes.memory import lifetimes
 from core.accel.plan import _touched, make_plan
-from core.accel.step import Repeat
+from core.accel.step import Repeat, Step
 from core.engine import nn, ops, random, tree
 from core.engine.array import as_array
 from core.engine.backends import Options
@@ -132,14 +132,17 @@ def test_what_a_loop_keeps_shares_no_memory_with_what_lives_beside_it(name):
             assert not written & (set(step.operands) - written), "a step reads the place it writes"
 
 
-def test_only_the_cell_is_left_in_the_loop():
+@pytest.mark.parametrize(("batch", "product"), [(8, "matmul"), (1, "matmul thin")])
+@pytest.mark.parametrize("is_bound", [True, False])
+def test_only_the_cell_is_left_in_the_loop(batch, product, is_bound):
     """Weights are packed once, and neither carries nor stacks are copied."""
-    layer, x = nn.LSTM.init(random.key(0), 5, 48), drawn(8, 33, 5)
+    layer, x = nn.LSTM.init(random.key(0), 5, 48), drawn(batch, 33, 5)
     leaves, structure = tree.flatten(layer)
-    plan = plan_of(lambda *given: tree.unflatten(structure, given[:-1])(given[-1]), *leaves, x, held=len(leaves))
+    plan = plan_of(lambda *given: tree.unflatten(structure, given[:-1])(given[-1]), *leaves, x,
+                   held=len(leaves) if is_bound else 0)
     (repeat,) = repeats(plan)
-    assert len(repeat.steps) == 2 and repeat.steps[0].name == "matmul"
-    assert "pack" in {step.name for step in plan.prologue}
+    assert len(repeat.steps) == 2 and repeat.steps[0].name == product
+    assert "pack" in {step.name for step in (plan.prologue if is_bound else plan.body) if isinstance(step, Step)}
     assert not any(isinstance(step, Repeat) for step in plan.prologue)
 
 

@@ -29,6 +29,15 @@ def test_slices_divide_the_sum_and_repay_themselves(rows: int, columns: int, dep
         assert depth // count >= max(128, 4 * rows * columns // (rows + columns))
 
 
+@pytest.mark.parametrize("rows, columns, depth", [(1, 1024, 1024), (3, 300, 4096), (1024, 1, 8192), (1, 4096, LONG)])
+def test_wide_thin_products_are_not_cut(rows: int, columns: int, depth: int) -> None:
+    assert slices.slices(rows, columns, depth) == 1
+
+
+def test_long_thin_products_of_few_outputs_are_cut_for_the_threads() -> None:
+    assert slices.slices(1, 16, 100000) > 1
+
+
 @pytest.mark.parametrize("rows, columns, depth", [
     (64, 80, 42632), (128, 300, 6272), (5, 33, LONG), (48, 17, LONG), (40, 40, 8191), (300, 64, 9800)])
 @pytest.mark.parametrize("turned", [False, True])

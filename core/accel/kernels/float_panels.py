@@ -18,17 +18,17 @@ PACK_DEPTH = 64
 """Reduction indices of B that a unit of packing takes."""
 
 
-def in_place(b: View) -> View:
+def in_place(b: View, block: Block | None = None) -> View:
     """B as `pack` gives it, but where it lies; its columns must have stride 1, and its rows be further apart.
 
     It serves products in which few blocks of rows read B, so that packing would not pay.
     """
-    width = block_for(host(), b.dtype.short, b.shape[-1]).columns
+    width = (block or block_for(host(), b.dtype.short, b.shape[-1])).columns
     shape = (*b.shape[:-2], ceil(b.shape[-1] / width), b.shape[-2], width)
     return replace(b, shape=shape, strides=(*b.strides[:-2], width, b.strides[-2], 1))
 
 
-def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list[Step]]:
+def pack(b: View, shared: bool = True, joined: bool = False, block: Block | None = None) -> tuple[View, list[Step]]:
     """B in panels, and the step that fills them; a plan may do it once, at bind time, where b is constant.
 
     Parameters
@@ -36,6 +36,7 @@ def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list
     b : f32, f64 or bf16 [batch..., K, N], any strides
     shared : whether products along which b has stride 0 share one copy
     joined : whether the last batch dim and K become one dim K, as if they lay end to end
+    block : whose columns a panel has, if it is not that of products of many rows
 
     Returns
     -------
@@ -43,7 +44,7 @@ def pack(b: View, shared: bool = True, joined: bool = False) -> tuple[View, list
     """
     element = dtypes.float64 if b.dtype is dtypes.float64 else dtypes.float32
     depth, columns = b.shape[-2:]
-    block = block_for(host(), element.short, columns)
+    block = block or block_for(host(), element.short, columns)
     panels, length = ceil(columns / block.columns), b.shape[-3] * depth if joined else depth
     lead = b.shape[:-3] if joined else b.shape[:-2]
     kept = [1 if shared and stride == 0 else extent for extent, stride in zip(lead, b.strides, strict=False)]

@@ -16,7 +16,7 @@ from typing import Any
 from core.accel.chips import WAY, WAYS, Block, block_for, host
 from core.accel.kernels import narrow
 from core.accel.kernels.float_panels import PACK_DEPTH, pack
-from core.accel.kernels.thin import Dim, batch_dims, dot_step, dots_step, thin_step
+from core.accel.kernels.thin import THIN, Dim, batch_dims, dot_step, dots_step, thin
 from core.accel.step import Epilogue, Step, View
 
 COPY_DEPTH = 512
@@ -25,7 +25,7 @@ FEW_UNITS = 8
 """With fewer row blocks than this the columns are cut into groups, so that every thread has work."""
 
 
-def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
+def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fixed: bool = False) -> list[Step]:
     """Steps of ``out = a @ b``, or of what the epilogue makes of it.
 
     Parameters
@@ -33,6 +33,7 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> lis
     a : f32, f64, bf16, i8 or u8 [batch..., M, K], any strides; a batch stride of 0 broadcasts
     b : same dtype (i8 for u8) [batch..., K, N], any strides
     out : f32, f64, bf16 (or f32 for bf16) or i32 (for 8 bits) [batch..., M, N], N with stride 1
+    is_fixed : whether b serves many products, so that packing it pays however few the rows are
     """
     _check(out)
     if out.size == 0:
@@ -46,12 +47,12 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> lis
     behind = [] if epilogue is None else [epilogue.alone(out)]
     if runs and columns == 1 and out.strides[-2] == 1 and a.shape[-2] >= host().lanes:
         return [dots_step(a, b, out), *behind]
-    if runs and min(rows, columns) < 4:
+    if runs and min(rows, columns) < THIN:
         return [dot_step(a, b, out), *behind]
-    if plain and rows < 4 and b.strides[-1] == 1:
-        return [thin_step(a, b, out, epilogue)]
+    if plain and rows < THIN and b.strides[-1] == 1:
+        return thin(a, b, out, epilogue, is_fixed)
     if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
-        return [thin_step(_transposed(b), _transposed(a), _transposed(out)), *behind]
+        return [*thin(_transposed(b), _transposed(a), _transposed(out)), *behind]
     packed, steps = pack(b)
     return [*steps, *matmul_packed(a, packed, out, epilogue)]
 

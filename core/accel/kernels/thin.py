@@ -1,6 +1,7 @@
 """Products of few rows or few columns, whose kernels read both factors where they lie.
 
-Invariant: every element of the output is one sum in an order that the shapes alone decide; packing would not pay.
+Invariant: every element of the output is one sum in an order that the shapes alone decide. Only a factor that serves
+many products is packed.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from math import ceil, prod
 from typing import Any
 
 from core.accel.chips import Block, block_for, host, thin_block_for
+from core.accel.kernels import float_panels
 from core.accel.step import Epilogue, Step, View
 
-THIN_DEPTH = 32
+THIN = 4
+"""Rows, or columns, below which a product is thin."""
+THIN_DEPTH = 8
 """Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
 DOT_GRAIN = 16
 """Dot products that a thread gets at least."""
@@ -33,16 +37,25 @@ def _direct_step(text: str, a: View, b: View, out: View, strides: Dim, extent: i
     return Step(text, (a, b, out), (2,), dims, extent, grain, name, 2 * out.size * a.shape[-1], nbytes)
 
 
-def thin_step(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> Step:
-    """The step of ``out = a @ b``, or of what the epilogue makes of it, for at most three rows.
+def thin(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fixed: bool = False) -> list[Step]:
+    """Steps of ``out = a @ b``, or of what the epilogue makes of it, for less than `THIN` rows.
 
-    The columns of b and out have stride 1.
+    The columns of b and out have stride 1. If b `is_fixed`, it may be packed, so that it is read from end to end.
     """
     block = thin_block_for(host(), out.dtype.short)
+    if is_fixed and b.shape[-1] > block.columns:
+        packed, steps = float_panels.pack(b, block=block)
+        return [*steps, _thin_step(block, a, packed, out, epilogue, a.shape[-1])]
     fits = b.shape[-1] * b.shape[-2] * b.dtype.itemsize <= host().second_cache
-    strides = (*a.strides[-2:], b.strides[-2], out.strides[-2], max(1, b.shape[-2]) if fits else THIN_DEPTH)
+    panels = float_panels.in_place(b, block)
+    return [_thin_step(block, a, panels, out, epilogue, max(1, b.shape[-2]) if fits else THIN_DEPTH)]
+
+
+def _thin_step(block: Block, a: View, panels: View, out: View, epilogue: Epilogue | None, depth_block: int) -> Step:
+    """The step of `thin` for the panels of B; a pass takes `depth_block` of their rows."""
+    strides = (*a.strides[-2:], *panels.strides[-3:-1], out.strides[-2], depth_block)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
-    step = _direct_step(_text("thin_kernel", block), a, b, out, strides, extent, 1, "matmul thin")
+    step = _direct_step(_text("thin_kernel", block), a, panels, out, strides, extent, 1, "matmul thin")
     return step if epilogue is None else epilogue.attach(step, block.columns, in_place=True)
 
 
@@ -68,10 +81,10 @@ def _text(factory: str, *arguments: object) -> str:
 
 
 def thin_kernel(block: Block, epilogue: Any = None) -> Any:
-    """Kernel for few rows, which reads B where it lies; units are (product, chunk of columns); p = a, b, out.
+    """Kernel for few rows; units are (product, panel of B); p = a, panels of b, out.
 
-    d = M, N, K, strides of M and K in a, of K in b and of M in out, indices of K in a pass, batch rank, then (extent,
-    a, b, out) of each dim. The last pass is followed by the epilogue (see `step.Epilogue`).
+    d = M, N, K, strides of M and K in a, of panels and K in b and of M in out, indices of K in a pass, batch rank, then
+    (extent, a, b, out) of each dim. The last pass is followed by the epilogue (see `step.Epilogue`).
     """
     from core.accel import pointer, thin
     from core.accel.kernels.scalar import leave
@@ -81,15 +94,16 @@ def thin_kernel(block: Block, epilogue: Any = None) -> Any:
     _, finish = epilogue or (leave, leave)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        rows, columns, depth, a_row, a_depth, b_depth, out_row = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
-        depth_block, rank, batch_dims = d[7], d[8], at(d, 9)
-        chunks = (columns + width - 1) // width
+        rows, columns, depth, a_row, a_depth, b_panel, b_depth = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
+        out_row, depth_block, rank, batch_dims = d[7], d[8], d[9], at(d, 10)
+        panels = (columns + width - 1) // width
         for start in range(0, max(depth, 1), depth_block):
             count = min(depth_block, depth - start)
             for unit in range(begin, end):
-                product, first = unit // chunks, unit % chunks * width
+                product, panel = unit // panels, unit % panels
+                first = panel * width
                 a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + start * a_depth)
-                b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + start * b_depth + first)
+                b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product) + start * b_depth + panel * b_panel)
                 place = strided(batch_dims, rank, 4, 3, product) + first
                 out = at(typed(p, 2), place)
                 tile(a, a_row, a_depth, b, b_depth, count, out, out_row, rows, columns - first, start)
