@@ -26,7 +26,6 @@ from core.accel.chips import Block
 from core.accel.kernels.tiles import PIXELS, POINTS
 from core.accel.pointer import intrinsic
 from core.accel.registers import FLOATS, INDEX, Vectors, choose
-from core.accel.simd import UNROLLED
 
 _Grid = dict[tuple[int, ...], Any]
 """Vectors by their position along the axes of a tile."""
@@ -46,6 +45,26 @@ def _along(grid: _Grid, axis: int, transform: Callable[[Sequence[Any]], Sequence
     return found
 
 
+def _points_of_x(builder: Any, d: Sequence[Any]) -> Sequence[Any]:
+    """``B d``, of vectors."""
+    return builder.fsub(d[0], d[2]), builder.fadd(d[1], d[2]), builder.fsub(d[2], d[1]), builder.fsub(d[1], d[3])
+
+
+def _pixels_of_out(builder: Any, m: Sequence[Any]) -> Sequence[Any]:
+    """``A m``, of vectors."""
+    return builder.fadd(builder.fadd(m[0], m[1]), m[2]), builder.fsub(builder.fsub(m[1], m[2]), m[3])
+
+
+def _points_of_ct(builder: Any, c: Sequence[Any]) -> Sequence[Any]:
+    """``A' c``, of vectors."""
+    return c[0], builder.fadd(c[0], c[1]), builder.fsub(c[0], c[1]), builder.fsub(c[1].type(None), c[1])
+
+
+def _bit(builder: Any, bits: Any, number: int) -> Any:
+    """Whether a bit is set."""
+    return builder.icmp_signed("!=", builder.and_(bits, INDEX(1 << number)), INDEX(0))
+
+
 def _by_lanes(builder: Any, vectors: Vectors, channels: Any, emit: Callable[[Any], None]) -> None:
     """Emit code for a whole vector of channels, and for a part of one, whose mask it is given."""
     whole = builder.icmp_signed(">=", channels, INDEX(vectors.lanes))
@@ -59,33 +78,34 @@ def _by_lanes(builder: Any, vectors: Vectors, channels: Any, emit: Callable[[Any
 def tile_of_x(block: Block, axes: int) -> Any:
     """A function for kernels that transforms a tile of x, ``B d``, for one vector of channels.
 
-    It is called ``tile_of_x(x, strides, target, point_stride, channels)``: the tile's pixels are `strides` apart along
-    its axes, its points will be `point_stride` apart, and all lanes of them are written, with zeros beyond `channels`.
+    It is called ``tile_of_x(x, strides, inside, zeros, target, point_stride, channels)``: the tile's pixels are
+    `strides` apart along its axes, and pixel i, in row-major order, counts as the vector at `zeros` if bit i of
+    `inside` is not set. Its points will be `point_stride` apart, and all lanes of them are written, with zeros beyond
+    `channels`.
     """
     pointer, index, table = types.CPointer(FLOATS[block.element]), types.int64, types.CPointer(types.int64)
 
     @intrinsic
-    def emit(typing_context: Any, x: Any, strides: Any, target: Any, point_stride: Any, channels: Any) -> Any:
+    def emit(typing_context: Any, x: Any, strides: Any, inside: Any, zeros: Any, target: Any, point_stride: Any,
+             channels: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            x, strides, target, point_stride, channels = values
+            x, strides, inside, zeros, target, point_stride, channels = values
             vectors = Vectors(builder, block.element, block.lanes)
             places, place_of = _positions(POINTS, axes), _walker(builder, strides, axes)
-
-            def transform(d: Sequence[Any]) -> Sequence[Any]:
-                return (builder.fsub(d[0], d[2]), builder.fadd(d[1], d[2]), builder.fsub(d[2], d[1]),
-                        builder.fsub(d[1], d[3]))
+            seen = [builder.select(_bit(builder, inside, number), place_of(x, place), zeros)
+                    for number, place in enumerate(places)]
 
             def emit_tile(mask: Any) -> None:
-                grid = {position: vectors.load(place_of(x, position), mask) for position in places}
+                grid = {place: vectors.load(pixel, mask) for place, pixel in zip(places, seen, strict=True)}
                 for axis in reversed(range(axes)):
-                    grid = _along(grid, axis, transform)
+                    grid = _along(grid, axis, lambda line: _points_of_x(builder, line))
                 for number, place in enumerate(places):
                     vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), point_stride)]))
 
             _by_lanes(builder, vectors, channels, emit_tile)
             return context.get_dummy_value()
 
-        return types.void(pointer, table, pointer, index, index), codegen
+        return types.void(pointer, table, index, pointer, pointer, index, index), codegen
 
     return emit
 
@@ -106,20 +126,15 @@ def tile_of_out(block: Block, axes: int) -> Any:
             sums, point_stride, out, strides, valid, channels, zeros = values
             vectors, place_of = Vectors(builder, block.element, block.lanes), _walker(builder, strides, axes)
 
-            def transform(m: Sequence[Any]) -> Sequence[Any]:
-                return (builder.fadd(builder.fadd(m[0], m[1]), m[2]),
-                        builder.fsub(builder.fsub(m[1], m[2]), m[3]))
-
             def emit_tile(mask: Any) -> None:
                 grid = {place: vectors.load(builder.gep(sums, [builder.mul(INDEX(number), point_stride)]))
                         for number, place in enumerate(_positions(POINTS, axes))}
                 for axis in reversed(range(axes)):
-                    grid = _along(grid, axis, transform)
+                    grid = _along(grid, axis, lambda line: _pixels_of_out(builder, line))
                 total = vectors.load(zeros)
                 for number, place in enumerate(_positions(PIXELS, axes)):
                     total = vectors.fma(grid[place], vectors.zero, total)
-                    bit = builder.and_(valid, INDEX(1 << number))
-                    with builder.if_then(builder.icmp_signed("!=", bit, INDEX(0)), likely=True):
+                    with builder.if_then(_bit(builder, valid, number), likely=True):
                         vectors.store(grid[place], place_of(out, place), mask)
                 vectors.store(total, zeros)
 
@@ -145,17 +160,13 @@ def tile_of_ct(block: Block, axes: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             ct, strides, valid, target, point_stride, channels = values
             vectors, place_of = Vectors(builder, block.element, block.lanes), _walker(builder, strides, axes)
-            owned = [builder.icmp_signed("!=", builder.and_(valid, INDEX(1 << number)), INDEX(0))
-                     for number in range(PIXELS ** axes)]
-
-            def transform(c: Sequence[Any]) -> Sequence[Any]:
-                return c[0], builder.fadd(c[0], c[1]), builder.fsub(c[0], c[1]), builder.fsub(vectors.zero, c[1])
+            owned = [_bit(builder, valid, number) for number in range(PIXELS ** axes)]
 
             def emit_tile(mask: Any) -> None:
                 grid = {place: builder.select(owns, vectors.load(place_of(ct, place), mask), vectors.zero)
                         for owns, place in zip(owned, _positions(PIXELS, axes), strict=True)}
                 for axis in reversed(range(axes)):
-                    grid = _along(grid, axis, transform, PIXELS)
+                    grid = _along(grid, axis, lambda line: _points_of_ct(builder, line), PIXELS)
                 for number, place in enumerate(_positions(POINTS, axes)):
                     vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), point_stride)]))
 
@@ -163,6 +174,40 @@ def tile_of_ct(block: Block, axes: int) -> Any:
             return context.get_dummy_value()
 
         return types.void(pointer, table, index, pointer, index, index), codegen
+
+    return emit
+
+
+def line_of_x(block: Block) -> Any:
+    """A function for kernels, ``line_of_x(x, stride, target, point_stride)``: `tile_of_x` of four pixels."""
+    return _line(block, POINTS, _points_of_x)
+
+
+def line_of_ct(block: Block) -> Any:
+    """A function for kernels, ``line_of_ct(ct, stride, target, point_stride)``: `tile_of_ct` of two pixels."""
+    return _line(block, PIXELS, _points_of_ct)
+
+
+def line_of_out(block: Block) -> Any:
+    """A function for kernels, ``line_of_out(sums, point_stride, out, stride)``: `tile_of_out` of four sums."""
+    return _line(block, POINTS, _pixels_of_out)
+
+
+def _line(block: Block, extent: int, transform: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Any:
+    """A function for kernels that transforms so many vectors, a stride apart, into others; called as `line_of_x`."""
+    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+
+    @intrinsic
+    def emit(typing_context: Any, source: Any, stride: Any, target: Any, target_stride: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            source, stride, target, target_stride = values
+            vectors = Vectors(builder, block.element, block.lanes)
+            line = [vectors.load(builder.gep(source, [builder.mul(INDEX(number), stride)])) for number in range(extent)]
+            for number, value in enumerate(transform(builder, line)):
+                vectors.store(value, builder.gep(target, [builder.mul(INDEX(number), target_stride)]))
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, pointer, index), codegen
 
     return emit
 
@@ -180,46 +225,43 @@ def _walker(builder: Any, strides: Any, axes: int) -> Callable[[Any, Sequence[in
 
 
 def products(block: Block) -> Any:
-    """A function for kernels that multiplies `block.rows` rows of A by a packed panel of B.
+    """A function for kernels that multiplies rows of A by a packed panel of B.
 
     ``c[i * c_stride + j] = sum over k < depth of a[i * a_stride + k] * b[k * block.columns + j]``, called
-    ``products(a, a_stride, b, depth, c, c_stride)``. Sums run in the order of k, one fused multiply-add each.
+    ``products(a, a_stride, b, depth, c, c_stride, rows)``, for the least of `block.heights` that is not below `rows`,
+    or for `block.rows` rows. Sums run in the order of k, one fused multiply-add each.
     """
     pointer, index = types.CPointer(FLOATS[block.element]), types.int64
 
     @intrinsic
-    def emit(typing_context: Any, a: Any, a_stride: Any, b: Any, depth: Any, c: Any, c_stride: Any) -> Any:
+    def emit(typing_context: Any, a: Any, a_stride: Any, b: Any, depth: Any, c: Any, c_stride: Any, rows: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            a, a_stride, b, depth, c, c_stride = values
+            a, a_stride, b, depth, c, c_stride, rows = values
             vectors = Vectors(builder, block.element, block.lanes)
             starts = [vector * block.lanes for vector in range(block.vectors)]
-            slots = [[vectors.slot() for _ in starts] for _ in range(block.rows)]
-            for slot in (slot for row in slots for slot in row):
-                builder.store(vectors.zero, slot)
-            offsets = [builder.mul(INDEX(row), a_stride) for row in range(block.rows)]
 
-            def add(k: Any) -> None:
-                b_row = builder.gep(b, [builder.mul(k, INDEX(block.columns))])
-                b_vectors = [vectors.load(builder.gep(b_row, [INDEX(start)])) for start in starts]
-                column = builder.gep(a, [k])
-                for offset, row_slots in zip(offsets, slots, strict=True):
-                    factor = vectors.broadcast(builder.load(builder.gep(column, [offset])))
-                    for slot, b_vector in zip(row_slots, b_vectors, strict=True):
-                        builder.store(vectors.fma(factor, b_vector, builder.load(slot)), slot)
+            def emit_block(height: int) -> None:
+                slots = [[vectors.slot() for _ in starts] for _ in range(height)]
+                for slot in (slot for row in slots for slot in row):
+                    builder.store(vectors.zero, slot)
+                offsets = [builder.mul(INDEX(row), a_stride) for row in range(height)]
+                with cgutils.for_range(builder, depth) as loop:  # written out, it would spill registers
+                    b_row = builder.gep(b, [builder.mul(loop.index, INDEX(block.columns))])
+                    b_vectors = [vectors.load(builder.gep(b_row, [INDEX(start)])) for start in starts]
+                    column = builder.gep(a, [loop.index])
+                    for offset, row_slots in zip(offsets, slots, strict=True):
+                        factor = vectors.broadcast(builder.load(builder.gep(column, [offset])))
+                        for slot, b_vector in zip(row_slots, b_vectors, strict=True):
+                            builder.store(vectors.fma(factor, b_vector, builder.load(slot)), slot)
+                for row, row_slots in enumerate(slots):
+                    line = builder.gep(c, [builder.mul(INDEX(row), c_stride)])
+                    for slot, start in zip(row_slots, starts, strict=True):
+                        vectors.store(builder.load(slot), builder.gep(line, [INDEX(start)]))
 
-            whole = builder.sub(depth, builder.srem(depth, INDEX(UNROLLED)))
-            with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(UNROLLED), INDEX) as (first, _):
-                for number in range(UNROLLED):
-                    add(builder.add(first, INDEX(number)))
-            with cgutils.for_range_slice(builder, whole, depth, INDEX(1), INDEX) as (k, _):
-                add(k)
-            for row, row_slots in enumerate(slots):
-                line = builder.gep(c, [builder.mul(INDEX(row), c_stride)])
-                for slot, start in zip(row_slots, starts, strict=True):
-                    vectors.store(builder.load(slot), builder.gep(line, [INDEX(start)]))
+            choose(builder, rows, block.heights, emit_block)
             return context.get_dummy_value()
 
-        return types.void(pointer, index, pointer, index, pointer, index), codegen
+        return types.void(pointer, index, pointer, index, pointer, index, index), codegen
 
     return emit
 

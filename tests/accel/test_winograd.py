@@ -10,6 +10,7 @@ import pytest
 from core.accel import chips
 from core.accel.kernels import conv as conv_kernels
 from core.accel.kernels import winograd, winograd_dw
+from core.accel.kernels.tiles import Tiles, slots_of
 from core.engine import ops
 from core.engine.jit import jit
 from tests.accel.stepping import Memory
@@ -115,6 +116,24 @@ def test_errors_are_those_of_the_sum_over_taps(shape, kernel, monkeypatch):
             errors.append(error(lambda memory, out, build=build, views=views: build(
                 *map(memory.view, views), out, ones, padding, ones, ones, 1), expected))
         assert errors[0] <= 1.5 * errors[1]
+
+
+def test_units_share_the_outputs_of_few_tiles():
+    memory = Memory()
+    x, w = (memory.view(np.zeros(shape, np.float32)) for shape in ((1, 4, 4, 4, 256), (3, 3, 3, 256, 256)))
+    assert by_tiles(x, w, x, ((1, 1),) * 3)[-1].extent >= 4
+
+
+@pytest.mark.parametrize("extent", [2, 3, 4, 7, 8])
+def test_slots_hold_the_pixels_of_successive_tiles_wherever_they_begin(extent):
+    memory = Memory()
+    x, w = (memory.view(np.zeros(shape, np.float32)) for shape in ((1, 9, extent, 1), (3, 3, 1, 1)))
+    along, starts = -(-extent // 2), [min(tile, extent - 2) for tile in range(0, extent, 2)]
+    for count in range(1, 12):
+        met = [len({(tile // along, starts[tile % along] + pixel) for tile in range(first, first + count)
+                    for pixel in range(4)}) for first in range(along)]
+        slots = slots_of(Tiles.over(x, w, x, ((1, 1), (1, 1))), count)
+        assert slots == max(met) if extent % 2 == 0 else slots >= max(met)
 
 
 def test_small_whole_numbers_are_exact(chip):

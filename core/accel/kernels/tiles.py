@@ -1,8 +1,8 @@
 """Tiles of a convolution with three taps along one to three axes, and what they meet of its input.
 
 Invariant: tiles cover every pixel of the output, and each pixel is written by one of them: an odd extent ends with a
-tile that lies one pixel back and owns only the last one. Nothing is padded: what a tile meets beyond the border is
-gathered with its zeros first.
+tile that lies one pixel back and owns only the last one. Nothing is padded: zeros are read from elsewhere in place of
+what a tile meets beyond the border.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ TRANSFORM = 6
 """Products that take as long as the transforms of one channel at one point of a tile."""
 WORTHWHILE = 0.85
 """Share of the work of the sum over taps up to which tiles are taken."""
+MOST_AT_ONCE = 256
+"""Most tiles that are transformed at once."""
 LINE = 64
 """Bytes of a cache line."""
 
@@ -88,84 +90,91 @@ def row_pitch(elements: int) -> int:
     return elements if 4 * elements % WAY else elements + LINE // 4
 
 
-def walk(block: Block, axes: int) -> tuple[Any, Any, Any]:
-    """Functions for kernels that go over tiles of a number of axes: `prepare`, `locate` and `transform_x`.
+def slots_of(tiles: Tiles, count: int) -> int:
+    """Most pixels of lines that a number of successive tiles meet."""
+    lines = min(count, ceil((count - 1) / tiles.axes[-1][0]) + 1)
+    return PIXELS * (count + lines)
 
-    They share a table of ``4 * axes`` numbers: the tile's first pixel of out along each axis, then the strides of x,
-    those of a gathered tile, and those of out. `axis_dims` are the axes of `Tiles`.
+
+def walk(block: Block, axes: int) -> tuple[Any, Any, Any]:
+    """Functions for kernels that go over lines of tiles: `prepare`, `locate` and `transform_lines`.
+
+    A line is the tiles that follow each other along the last axis; the axes before it are its outer ones. The functions
+    share a table of ``3 * axes`` numbers: the first pixel of out along each axis, then the strides of x and of out.
+    `axis_dims` are the axes of `Tiles`.
     """
+    from numba import types
     from numba.extending import register_jitable
 
     from core.accel import pointer, winograd
 
-    at, strided, tile_of_x = pointer.at, pointer.strided, winograd.tile_of_x(block, axes)
-    lanes, points, pixels = block.lanes, POINTS ** axes, PIXELS ** axes
+    at, strided, tile_of_x = pointer.at, pointer.strided, winograd.tile_of_x(block, axes - 1)
+    zeros_on_stack = pointer.stack(types.float32, block.lanes)
+    lanes, points, pixels = block.lanes, POINTS ** (axes - 1), PIXELS ** (axes - 1)
 
     @register_jitable
-    def prepare(axis_dims: Any, pitch: int, table: Any) -> int:
-        """Fill in the strides; gives the tiles of an image. `pitch` elements are between pixels of a gathered tile."""
-        tiles, step = 1, pitch
-        for axis in range(axes - 1, -1, -1):
+    def prepare(axis_dims: Any, table: Any) -> int:
+        """Fill in the strides; gives the lines of an image."""
+        lines = 1
+        for axis in range(axes):
             dim = at(axis_dims, AXIS_NUMBERS * axis)
-            tiles *= dim[0]
-            table[axes + axis], table[2 * axes + axis], table[3 * axes + axis] = dim[4], step, dim[5]
-            step *= POINTS
-        return tiles
+            table[axes + axis], table[2 * axes + axis] = dim[4], dim[5]
+            if axis < axes - 1:
+                lines *= dim[0]
+        return lines
 
     @register_jitable
-    def locate(axis_dims: Any, tile: int, table: Any) -> tuple[int, int, int]:
-        """Where a tile is: its offset in out, the pixels that it owns as bits, and whether all it meets is in x."""
-        place, valid, inside = 0, (1 << pixels) - 1, True
-        for axis in range(axes - 1, -1, -1):
-            dim = at(axis_dims, AXIS_NUMBERS * axis)
-            number = tile % dim[0]
-            tile //= dim[0]
+    def locate(axis_dims: Any, line: int, table: Any) -> tuple[int, int, int, int]:
+        """Where a line is: its offsets in x and out, pixels of its outer tile in x, and those of out that it owns.
+
+        The pixels come as bits, in row-major order.
+        """
+        source, place, inside, valid = 0, 0, (1 << points) - 1, (1 << pixels) - 1
+        for axis in range(axes - 2, -1, -1):
+            dim, shift = at(axis_dims, AXIS_NUMBERS * axis), axes - 2 - axis
+            number = line % dim[0]
+            line //= dim[0]
             start = min(number * PIXELS, dim[1] - PIXELS)
             table[axis] = start
+            source += (start - dim[3]) * dim[4]
             place += start * dim[5]
-            inside = inside and dim[3] <= start <= dim[2] + dim[3] - POINTS
+            for point in range(points):
+                if not 0 <= start + point // POINTS ** shift % POINTS - dim[3] < dim[2]:
+                    inside &= ~(1 << point)
             if start < number * PIXELS:
                 for pixel in range(pixels):
-                    if pixel >> (axes - 1 - axis) & 1 == 0:
+                    if pixel >> shift & 1 == 0:
                         valid &= ~(1 << pixel)
-        return place, valid, int(inside)
+        return source, place, inside, valid
 
     @register_jitable
-    def gather(x: Any, axis_dims: Any, table: Any, channels: int, target: Any, pitch: int) -> None:
-        """Copy what a tile meets of x, and zeros for what lies beyond its borders, row-major."""
-        for point in range(points):
-            left, inside, offset = point, True, 0
-            for axis in range(axes - 1, -1, -1):
-                dim = at(axis_dims, AXIS_NUMBERS * axis)
-                position = table[axis] + left % POINTS - dim[3]
-                left //= POINTS
-                inside = inside and 0 <= position < dim[2]
-                offset += position * dim[4]
-            line = at(target, point * pitch)
-            if inside:
-                source = at(x, offset)
-                for channel in range(channels):
-                    line[channel] = source[channel]
-            else:
-                for channel in range(channels):
-                    line[channel] = 0
+    def transform_lines(x: Any, plain: Any, rank: int, axis_dims: Any, lines: int, first: int, count: int,
+                        channels: int, table: Any, target: Any, pitch: int, point_stride: int, slots: Any) -> None:
+        """Transform what some tiles meet of x along the outer axes, once for each pixel of a line.
 
-    @register_jitable
-    def transform_x(x: Any, plain: Any, rank: int, axis_dims: Any, tiles_of_image: int, first: int, count: int,
-                    channels: int, table: Any, gathered: Any, target: Any, pitch: int, point_stride: int) -> None:
-        """Transform what some tiles meet of x: channels of tile i at ``target + i * pitch``, points further apart."""
-        for number in range(count):
-            image, tile = (first + number) // tiles_of_image, (first + number) % tiles_of_image
-            seen, strides = at(x, strided(plain, rank, 3, 1, image)), at(table, axes)
-            _, _, inside = locate(axis_dims, tile, table)
-            if inside != 0:
-                for axis in range(axes):
-                    seen = at(seen, (table[axis] - axis_dims[AXIS_NUMBERS * axis + 3]) * strides[axis])
-            else:
-                gather(seen, axis_dims, table, channels, gathered, pitch)
-                seen, strides = gathered, at(table, 2 * axes)
-            for channel in range(0, channels, lanes):
-                tile_of_x(at(seen, channel), strides, at(target, number * pitch + channel), point_stride,
-                          channels - channel)
+        Pixels are `pitch` apart, points further; ``slots[i]`` becomes the number of the first pixel of tile i.
+        """
+        zeros = zeros_on_stack()
+        for lane in range(lanes):
+            zeros[lane] = 0
+        last = at(axis_dims, AXIS_NUMBERS * (axes - 1))
+        tile, stop, slot = first, first + count, 0
+        while tile < stop:
+            line, number = tile // last[0], tile % last[0]
+            end = min(number + stop - tile, last[0])
+            start = min(number * PIXELS, last[1] - PIXELS)
+            for index in range(number, end):
+                slots[tile - first + index - number] = slot + min(index * PIXELS, last[1] - PIXELS) - start
+            source, _, inside, _ = locate(axis_dims, line % lines, table)
+            seen = at(x, strided(plain, rank, 3, 1, line // lines) + source)
+            position, beyond = start - last[3], min((end - 1) * PIXELS, last[1] - PIXELS) + POINTS - last[3]
+            while position < beyond:
+                inside_here = inside if 0 <= position < last[2] else 0
+                for channel in range(0, channels, lanes):
+                    tile_of_x(at(seen, position * last[4] + channel), at(table, axes), inside_here, zeros,
+                              at(target, slot * pitch + channel), point_stride, channels - channel)
+                position += 1
+                slot += 1
+            tile += end - number
 
-    return prepare, locate, transform_x
+    return prepare, locate, transform_lines

@@ -18,6 +18,8 @@ from core.accel.chips import Block, block_for, host
 from core.accel.kernels.pad import Padding
 from core.accel.kernels.tiles import (
     AXIS_NUMBERS,
+    MOST_AT_ONCE,
+    PIXELS,
     POINTS,
     TAPS,
     TRANSFORM,
@@ -26,6 +28,7 @@ from core.accel.kernels.tiles import (
     can_be_tiled,
     odd_lines,
     row_pitch,
+    slots_of,
     up,
     walk,
 )
@@ -71,7 +74,7 @@ def _units(tiles: Tiles, block: Block, inputs: int, outputs: int) -> tuple[int, 
 def _tiles_at_once(tiles: Tiles, inputs: int, outputs: int) -> int:
     """Tiles whose points fill half of the second cache, and no few: the sums come and go with each lot of them."""
     size = 4 * tiles.points * (inputs + min(outputs, COLUMNS))
-    return max(LEAST_AT_ONCE, host().second_cache // 2 // size)
+    return min(max(LEAST_AT_ONCE, host().second_cache // 2 // size), MOST_AT_ONCE)
 
 
 def conv_dw(x: View, w: View, ct: View, padding: Padding) -> list[Step]:
@@ -82,12 +85,14 @@ def conv_dw(x: View, w: View, ct: View, padding: Padding) -> list[Step]:
     at_once = _tiles_at_once(tiles, inputs, outputs)
     pitch, width = row_pitch(up(inputs, max(block.lanes, block.rows))), min(up(outputs, block.columns), COLUMNS)
     x_point, ct_point = (odd_lines(at_once * extent) for extent in (pitch, width))
+    x_lines, ct_lines = odd_lines(slots_of(tiles, at_once) * pitch), odd_lines(PIXELS * at_once * width)
+    size = tiles.points // POINTS * (x_lines + ct_lines) + POINTS * (x_point + ct_point)
     panels, rows = ceil(outputs / block.columns), up(inputs, block.rows)
     sums = contiguous(dtypes.float32, (runs, tiles.points, panels, rows, block.columns), "sums of tiles")
-    scratch = contiguous(dtypes.float32, (groups * runs, tiles.points * (x_point + ct_point + pitch)), "tiles")
+    scratch = contiguous(dtypes.float32, (groups * runs, size), "tiles")
     along = (len(tiles.plain), *sum(tiles.plain, ()), *sum(tiles.axes, ()))
-    dims = (inputs, outputs, tiles.count, run, at_once, runs, pitch, width, x_point, ct_point, scratch.strides[0],
-            panels, rows, *along)
+    dims = (inputs, outputs, tiles.count, run, at_once, runs, pitch, width, x_lines, ct_lines, x_point, ct_point,
+            size, panels, rows, *along)
     flops = 2 * prod(w.shape) * prod(ct.shape[:-1])
     summing = Step(_text("sums_kernel", block, len(tiles.axes)), (x, ct, sums, scratch), (2, 3), dims, groups * runs,
                    name="winograd sums", flops=flops, nbytes=sum(view.buffer.nbytes for view in (x, ct, sums)))
@@ -106,50 +111,75 @@ def _text(factory: str, block: Block, axes: int) -> str:
 def sums_kernel(block: Block, axes: int) -> Any:
     """Kernel of the first step; units are (group of columns, run of tiles); p = x, ct, sums, scratch.
 
-    d = inputs, outputs, tiles, tiles of a run and at once, runs, channels between tiles of x and of ct, elements
-    between points of them and between units of scratch, panels, rows of a panel of sums, plain dims, those, and the
-    axes of `Tiles`.
+    d = inputs, outputs, tiles, tiles of a run and at once, runs, channels between pixels of x and of ct in scratch,
+    elements between points of their lines, of their tiles, and between units of scratch, panels, rows of a panel of
+    sums, plain dims, those, and the axes of `Tiles`.
     """
     from numba import types
+    from numba.extending import register_jitable
 
     from core.accel import pointer, winograd
 
     f32, at, strided = pointer.f32, pointer.at, pointer.strided
-    (prepare, locate, transform_x), tile_of_ct = walk(block, axes), winograd.tile_of_ct(block, axes)
-    add_products, table_on_stack = winograd.add_products(block), pointer.stack(types.int64, 4 * axes)
-    lanes, columns, height, points = block.lanes, block.columns, block.rows, POINTS ** axes
+    (prepare, locate, transform_lines), tile_of_ct = walk(block, axes), winograd.tile_of_ct(block, axes - 1)
+    line_of_x, line_of_ct = winograd.line_of_x(block), winograd.line_of_ct(block)
+    add_products, table_on_stack = winograd.add_products(block), pointer.stack(types.int64, 3 * axes)
+    slots_on_stack = pointer.stack(types.int64, MOST_AT_ONCE)
+    lanes, columns, height, outer_points = block.lanes, block.columns, block.rows, POINTS ** (axes - 1)
+
+    @register_jitable
+    def transform_lines_of_ct(ct: Any, plain: Any, rank: int, axis_dims: Any, lines: int, first: int, count: int,
+                              channels: int, table: Any, target: Any, width: int, point_stride: int) -> None:
+        """Transform pixels of some tiles along the outer axes; a pixel that is another tile's counts as zero."""
+        last = at(axis_dims, AXIS_NUMBERS * (axes - 1))
+        for tile in range(count):
+            line, number = (first + tile) // last[0], (first + tile) % last[0]
+            start = min(number * PIXELS, last[1] - PIXELS)
+            _, place, _, valid = locate(axis_dims, line % lines, table)
+            place += strided(plain, rank, 3, 2, line // lines)
+            for pixel in range(PIXELS):
+                source = at(ct, place + (start + pixel) * last[5])
+                valid_here = valid if start + pixel >= number * PIXELS else 0
+                for channel in range(0, channels, lanes):
+                    tile_of_ct(at(source, channel), at(table, 2 * axes), valid_here,
+                               at(target, (PIXELS * tile + pixel) * width + channel), point_stride, channels - channel)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         inputs, outputs, tiles, run, at_once, runs, pitch, width = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
-        x_point, ct_point, scratch_size, panels, rows, rank = d[8], d[9], d[10], d[11], d[12], d[13]
-        plain, axis_dims = at(d, 14), at(d, 14 + 3 * rank)
-        table = table_on_stack()
-        tiles_of_image, ct_strides = prepare(axis_dims, pitch, table), at(table, 3 * axes)
+        x_lines, ct_lines, x_point, ct_point, panels, rows, rank = d[8], d[9], d[10], d[11], d[13], d[14], d[15]
+        plain, axis_dims = at(d, 16), at(d, 16 + 3 * rank)
+        table, slots = table_on_stack(), slots_on_stack()
+        lines = prepare(axis_dims, table)
+        lines_of_x = at(f32(p, 3), begin * d[12])  # what is done by one call shares scratch, which stays in the cache
+        lines_of_ct = at(lines_of_x, outer_points * x_lines)
+        of_x = at(lines_of_ct, outer_points * ct_lines)
+        of_ct = at(of_x, POINTS * x_point)
         for unit in range(begin, end):
-            of_x = at(f32(p, 3), unit * scratch_size)
-            of_ct = at(of_x, points * x_point)
-            gathered = at(of_ct, points * ct_point)
             begin_tile, first_column = unit % runs * run, unit // runs * width
-            stop, last_column = min(tiles, begin_tile + run), min(outputs, first_column + width)
+            stop, channels = min(tiles, begin_tile + run), min(outputs - first_column, width)
             for first in range(begin_tile, stop, at_once):
                 count = min(at_once, stop - first)
-                transform_x(f32(p, 0), plain, rank, axis_dims, tiles_of_image, first, count, inputs, table, gathered,
-                            of_x, pitch, x_point)
-                for number in range(count):
-                    image, tile = (first + number) // tiles_of_image, (first + number) % tiles_of_image
-                    place, valid, _ = locate(axis_dims, tile, table)
-                    ct = at(f32(p, 1), place + strided(plain, rank, 3, 2, image))
-                    for column in range(first_column, last_column, lanes):
-                        tile_of_ct(at(ct, column), ct_strides, valid,
-                                   at(of_ct, number * width + column - first_column), ct_point, last_column - column)
-                for point in range(points):
-                    for column in range(first_column, last_column, columns):
-                        panel = (unit % runs * points + point) * panels + column // columns
-                        b = at(of_ct, point * ct_point + column - first_column)
-                        for row in range(0, inputs, height):
-                            add_products(at(of_x, point * x_point + row), pitch, b, width, count,
-                                         at(f32(p, 2), (panel * rows + row) * columns), inputs - row,
-                                         int(first == begin_tile))
+                transform_lines(f32(p, 0), plain, rank, axis_dims, lines, first, count, inputs, table, lines_of_x,
+                                pitch, x_lines, slots)
+                transform_lines_of_ct(at(f32(p, 1), first_column), plain, rank, axis_dims, lines, first, count,
+                                      channels, table, lines_of_ct, width, ct_lines)
+                for outer in range(outer_points):
+                    for tile in range(count):
+                        source = at(lines_of_x, outer * x_lines + slots[tile] * pitch)
+                        for channel in range(0, inputs, lanes):
+                            line_of_x(at(source, channel), pitch, at(of_x, tile * pitch + channel), x_point)
+                        source = at(lines_of_ct, outer * ct_lines + PIXELS * tile * width)
+                        for channel in range(0, channels, lanes):
+                            line_of_ct(at(source, channel), width, at(of_ct, tile * width + channel), ct_point)
+                    for point in range(POINTS):
+                        for column in range(0, channels, columns):
+                            panel = ((unit % runs * outer_points + outer) * POINTS + point) * panels + (
+                                first_column + column) // columns
+                            b = at(of_ct, point * ct_point + column)
+                            for row in range(0, inputs, height):
+                                add_products(at(of_x, point * x_point + row), pitch, b, width, count,
+                                             at(f32(p, 2), (panel * rows + row) * columns), inputs - row,
+                                             int(first == begin_tile))
 
     return kernel
 
