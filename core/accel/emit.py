@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from core.accel.expressions import ALIAS, Imports, combined, identity, import_lines, load, pointer_type, stored
 from core.accel.loopir import Nest, Reduction, Statement, stride_class
-from core.accel.stages import ROW_BUFFER, Pass, passes, row_statements, row_writes
+from core.accel.stages import ROW_BUFFER, Pass, borrowed, passes, row_statements, row_writes
 from core.engine import dtypes
 from core.engine.dtypes import DType
 
@@ -35,6 +35,7 @@ class _Writer:
     def __init__(self, nest: Nest) -> None:
         self.nest = nest
         self.passes = passes(nest)
+        self.borrowed = borrowed(nest, self.passes[-1])
         self.imports: Imports = {*nest.imports, _WIDTH}
         self.depth = len(nest.loops)
         self.last = self.depth - 1
@@ -207,12 +208,18 @@ class _Writer:
         self._read_all(part.reads, "unit", "strided")
         place = f"m{self.last - 1} + i{self.last}" if self.last - 1 in self.reduced else f"i{self.last}"
         for statement in part.recalled:
-            found = f"k_{statement.result}[{place}]"
-            self.line(f"{statement.result} = {found}{' != 0' if statement.dtype is dtypes.bool_ else ''}")
+            found = f"k_{statement.result}[{place}]{' != 0' if statement.dtype is dtypes.bool_ else ''}"
+            if (row := self.borrowed.get(statement.result)) is not None:
+                index, number = self._index(row), self.written[row]
+                found = load(f"a{row}", index, statement.dtype, self.imports, number)
+            self.line(f"{statement.result} = {found}")
         self._state(part.statements)
         for statement in part.stored:
             value = f"np.uint8({statement.result})" if statement.dtype is dtypes.bool_ else statement.result
-            self.line(f"k_{statement.result}[{place}] = {value}")
+            if statement.result in self.borrowed:
+                self._write(self.borrowed[statement.result], value)
+            else:
+                self.line(f"k_{statement.result}[{place}] = {value}")
         for position in part.writes:
             self._write(position, self.nest.operands[position].name)
 
@@ -220,7 +227,7 @@ class _Writer:
 
     def _rows(self) -> None:
         for statement in self.nest.statements:
-            if statement.result in self.nest.kept:
+            if statement.result in self.nest.kept and statement.result not in self.borrowed:
                 self._array(f"k_{statement.result}", _kept_type(statement.dtype), ROW_BUFFER)
         if self.kept:
             for level in self.kept:

@@ -27,11 +27,17 @@ def emit_prefetch(builder: Any, place: Any, for_writing: bool = False, cache: in
     builder.call(function, [address, _FLAG(int(for_writing)), _FLAG(cache), _FLAG(1)])  # 1: data, not instructions
 
 
-@intrinsic
-def prefetch(typing_context: Any, pointer: Any) -> Any:
-    """``prefetch(pointer)``: begin to bring a cache line that will be read into the first cache."""
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        emit_prefetch(builder, values[0])
-        return context.get_dummy_value()
+def _prefetching(cache: int) -> Any:
+    @intrinsic
+    def prefetch(typing_context: Any, pointer: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            emit_prefetch(builder, values[0], cache=cache)
+            return context.get_dummy_value()
 
-    return types.void(pointer), codegen
+        return types.void(pointer), codegen
+
+    return prefetch
+
+
+prefetch, prefetch_to_second = _prefetching(NEAREST), _prefetching(SECOND)
+"""``prefetch(pointer)``: begin to bring a cache line that will be read into the first, or the second, cache."""

@@ -5,6 +5,8 @@ Invariant: nothing here knows a shape or a chip; sizes come in as a `Block` and 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,40 +189,113 @@ def dot(element: str, lanes: int) -> Any:
     return emit
 
 
-def dots(element: str, lanes: int) -> Any:
-    """A function for kernels, ``dots(a, row_stride, rows, b, depth, out)``: ``out[i] = sum over k of a[i, k] * b[k]``.
+def dots(block: Block, columns: int) -> Any:
+    """A function for kernels, ``dots(a, row_stride, rows, b, depth, out)``:
 
-    It takes up to `lanes` rows; k has stride 1 in both, and i in `out`. A row's sum has one part a lane.
+    ``out[i * columns + j] = sum over k of a[i * row_stride + k] * b[k // width, j, k % width]``
+
+    The width is that of the block; what b holds from `depth` on is not read. A sum has one part a lane. There are no
+    more columns than lanes: a block of rows has as many sums as fit in a vector.
     """
-    pointer, index = types.CPointer(FLOATS[element]), types.int64
+    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+    height = block.lanes // columns
 
     @intrinsic
     def emit(typing_context: Any, a: Any, row_stride: Any, rows: Any, b: Any, depth: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             first, stride, count, weights, length, target = values
-            vectors = Vectors(builder, element, lanes)
-            last = builder.sub(count, INDEX(1))
-            starts = [builder.gep(first, [builder.mul(stride, builder.select(
-                builder.icmp_signed("<", INDEX(row), last), INDEX(row), last))]) for row in range(lanes)]
-            slots = [vectors.slot() for _ in starts]
-            for slot in slots:
-                builder.store(vectors.zero, slot)
-            whole = builder.sub(length, builder.srem(length, INDEX(lanes)))
+            whole = builder.sub(count, builder.srem(count, INDEX(height)))
 
-            def add(k: Any, mask: Any) -> None:
-                weight = vectors.load(builder.gep(weights, [k]), mask)
-                for start, slot in zip(starts, slots, strict=True):
-                    value = vectors.load(builder.gep(start, [k]), mask)
-                    builder.store(vectors.fma(value, weight, builder.load(slot)), slot)
+            def block_from(row: Any, left: Any) -> None:
+                start = builder.gep(first, [builder.mul(row, stride)])
+                place = builder.gep(target, [builder.mul(row, INDEX(columns))])
+                _emit_dots(builder, block, columns, start, stride, left, weights, length, place)
 
-            with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(lanes), INDEX) as (k, _):
-                add(k, None)
-            with builder.if_then(builder.icmp_signed("<", whole, length)):
-                add(whole, vectors.mask(builder.sub(length, whole), 0))
-            totals = vectors.totals([builder.load(slot) for slot in slots])
-            vectors.store(totals, target, vectors.mask(count, 0))
+            with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(height), INDEX) as (row, _):
+                block_from(row, None)
+            with builder.if_then(builder.icmp_signed("<", whole, count)):
+                block_from(whole, builder.sub(count, whole))
             return context.get_dummy_value()
 
         return types.void(pointer, index, index, pointer, index, pointer), codegen
+
+    return emit
+
+
+def _emit_dots(builder: Any, block: Block, columns: int, a: Any, stride: Any, rows: Any, b: Any, depth: Any,
+               out: Any) -> None:
+    """One block of `dots`; where there are fewer rows (else None), the last one is computed again."""
+    lanes, width = Vectors(builder, block.element, block.lanes), block.columns
+    height = block.lanes // columns
+    numbers = [INDEX(row) for row in range(height)]
+    if rows is not None:
+        last = builder.sub(rows, INDEX(1))
+        numbers = [builder.select(builder.icmp_signed("<", row, last), row, last) for row in numbers]
+    starts = [builder.gep(a, [builder.mul(stride, row)]) for row in numbers]
+    slots = [[lanes.slot() for _ in range(columns)] for _ in starts]
+    whole = builder.sub(depth, builder.srem(depth, INDEX(width)))
+
+    for slot in itertools.chain(*slots):
+        builder.store(lanes.zero, slot)
+
+    def add(k: Any, left: Any) -> None:
+        panel = builder.gep(b, [builder.mul(k, INDEX(columns))])
+        for vector in range(0, width, block.lanes):
+            mask = None if left is None else lanes.mask(left, vector)
+            factors = [lanes.load(builder.gep(panel, [INDEX(column * width + vector)]), mask)
+                       for column in range(columns)]
+            for start, row_slots in zip(starts, slots, strict=True):
+                value = lanes.load(builder.gep(start, [builder.add(k, INDEX(vector))]), mask)
+                for factor, slot in zip(factors, row_slots, strict=True):
+                    builder.store(lanes.fma(value, factor, builder.load(slot)), slot)
+
+    with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(width), INDEX) as (k, _):
+        add(k, None)
+    with builder.if_then(builder.icmp_signed("<", whole, depth)):
+        add(whole, builder.sub(depth, whole))
+    sums = [builder.load(slot) for slot in itertools.chain(*slots)]
+    totals = lanes.totals([*sums, *[lanes.zero] * (block.lanes - len(sums))])
+    count = INDEX(len(sums)) if rows is None else builder.mul(rows, INDEX(columns))
+    lanes.store(totals, out, None if rows is None and len(sums) == block.lanes else lanes.mask(count, 0))
+
+
+def outer(block: Block, depth: int) -> Any:
+    """A function for kernels, ``outer(a, row_stride, depth_stride, rows, b, columns, out, out_stride)``:
+
+    ``out[i * out_stride + j] = sum over k < depth of a[i * row_stride + k * depth_stride] * b[k * width + j]``
+
+    The width is that of the block; there are no more columns than that, and b can be read to its width.
+    """
+    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+    starts = [INDEX(vector * block.lanes) for vector in range(block.vectors)]
+
+    @intrinsic
+    def emit(typing_context: Any, a: Any, row_stride: Any, depth_stride: Any, rows: Any, b: Any, columns: Any, out: Any,
+             out_stride: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a, row_stride, depth_stride, rows, b, columns, out, out_stride = values
+            lanes = Vectors(builder, block.element, block.lanes)
+            b_rows = [[lanes.load(builder.gep(b, [builder.add(INDEX(k * block.columns), start)])) for start in starts]
+                      for k in range(depth)]
+
+            def each_row(masks: Sequence[Any]) -> None:
+                with cgutils.for_range(builder, rows) as loop:
+                    sums = [lanes.zero for _ in starts]
+                    for k, b_row in enumerate(b_rows):
+                        place = builder.add(builder.mul(loop.index, row_stride), builder.mul(depth_stride, INDEX(k)))
+                        factor = lanes.broadcast(builder.load(builder.gep(a, [place])))
+                        sums = [lanes.fma(factor, vector, total) for vector, total in zip(b_row, sums, strict=True)]
+                    line = builder.gep(out, [builder.mul(loop.index, out_stride)])
+                    for total, start, mask in zip(sums, starts, masks, strict=True):
+                        lanes.store(total, builder.gep(line, [start]), mask)
+
+            with builder.if_else(builder.icmp_signed("==", columns, INDEX(block.columns))) as (full, part):
+                with full:
+                    each_row([None] * block.vectors)
+                with part:
+                    each_row([lanes.mask(columns, vector * block.lanes) for vector in range(block.vectors)])
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, index, index, pointer, index, pointer, index), codegen
 
     return emit

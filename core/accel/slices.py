@@ -14,7 +14,7 @@ from math import ceil
 from core.accel.chips import block_for, host
 from core.accel.kernels import float_panels, gemm
 from core.accel.kernels.conv import FEW_BLOCKS
-from core.accel.kernels.thin import THIN
+from core.accel.kernels.thin import THIN, suits_dots, transposed
 from core.accel.loopir import Operand, Reduction
 from core.accel.loops import loop_step
 from core.accel.step import Step, View, contiguous
@@ -50,22 +50,31 @@ def product(a: View, b: View, out: View, is_fixed: bool = False) -> list[Step]:
     out : f32 [M, N], row-major
     is_fixed : see `gemm.matmul`
     """
-    rows, columns, depth = *out.shape, a.shape[1]
-    count = slices(rows, columns, depth) if out.size else 1
+    count = slices(out.shape[0], out.shape[1], a.shape[1]) if out.size else 1
     if count == 1 or out.dtype is not dtypes.float32 or a.dtype is not out.dtype or b.strides[1] != 1:
         return gemm.matmul(a, b, out, is_fixed=is_fixed)
+    if out.shape[1] < host().lanes <= out.shape[0] and a.strides[0] == 1:  # vectors of columns would not be full
+        a, b, out = transposed(b), transposed(a), transposed(out)
+    (rows, columns), depth = out.shape, a.shape[1]
     length = depth // count
     left = replace(a, shape=(count, rows, length), strides=(length * a.strides[1], *a.strides))
     right = replace(b, shape=(count, length, columns), strides=(length * b.strides[0], *b.strides))
     parts = contiguous(out.dtype, (count, rows, columns), "parts")
-    blocks = ceil(rows / block_for(host(), out.dtype.short, columns).rows)
-    few = blocks < FEW_BLOCKS and b.strides[0] < _NEAR
-    packed, steps = (float_panels.in_place(right), []) if few else float_panels.pack(right)
-    along = (count, left.strides[0], packed.strides[0], parts.strides[0])
-    slice_product = gemm.Product(left, packed, parts, rows=((rows, a.strides[0], columns),), columns=columns,
-                                 depth=(length, a.strides[1]), batch=(along,), ends_early=few)
     total = Reduction("y", "x", "sum", out.dtype)
     spread = replace(out, shape=parts.shape, strides=(0, *out.strides))
     add = loop_step("add slices", parts.shape, (0,), [Operand("x", parts, "read"), Operand("y", spread, "write")],
                     reductions=[total])
-    return [*steps, slice_product.step("matmul"), add]
+    plain = rows < THIN or suits_dots(left, right, parts)
+    return [*(gemm.matmul(left, right, parts) if plain else _products(left, right, parts)), add]
+
+
+def _products(a: View, b: View, out: View) -> list[Step]:
+    """Steps of the products of slices ``out[i] = a[i] @ b[i]``, which read b where it lies if few blocks do."""
+    count, rows, columns = out.shape
+    blocks = ceil(rows / block_for(host(), out.dtype.short, columns).rows)
+    few = blocks < FEW_BLOCKS and b.strides[1] < _NEAR
+    packed, steps = (float_panels.in_place(b), []) if few else float_panels.pack(b)
+    along = (count, a.strides[0], packed.strides[0], out.strides[0])
+    product = gemm.Product(a, packed, out, rows=((rows, a.strides[1], columns),), columns=columns,
+                           depth=(a.shape[2], a.strides[2]), batch=(along,), ends_early=few)
+    return [*steps, product.step("matmul")]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from core.accel.loopir import Nest, Operand, Reduction, Statement
+from core.accel.loopir import Nest, Operand, Reduction, Statement, stride_class
+from core.engine import dtypes
 
 ROW_BUFFER = 1 << 14
 """Elements of a row that a kernel can keep on its stack; in longer rows every pass computes all it needs."""
@@ -134,6 +135,21 @@ def passes(nest: Nest) -> list[Pass]:
         ))
         known |= needed
     return made
+
+
+def borrowed(nest: Nest, last: Pass) -> dict[str, int]:
+    """Kept values that need no row buffer, as they can lie where the last pass writes; and that operand's position."""
+    overwriting = {operand.becomes for operand in nest.operands}
+    free = [position for position in last.writes
+            if stride_class(nest.operands[position], position, nest) == "unit" and not nest.streams(position)
+            and nest.operands[position].name not in overwriting]
+    found: dict[str, int] = {}
+    for statement in nest.statements:
+        fitting = [position for position in free if nest.operands[position].view.dtype is statement.dtype]
+        if statement.result in nest.kept and fitting and statement.dtype not in (dtypes.bool_, dtypes.bfloat16):
+            found[statement.result] = fitting[0]
+            free.remove(fitting[0])
+    return found
 
 
 def row_statements(nest: Nest, stage: int) -> tuple[Statement, ...]:

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 
 from core.accel.pointer import at, intrinsic
-from core.accel.prefetch import prefetch
+from core.accel.prefetch import prefetch_to_second
 
 LINE = 64
 """Bytes of a line of the cache."""
@@ -56,9 +56,10 @@ def _stream_line(typing_context: Any, pointer: Any, index: Any, source: Any, pla
 
 @njit(error_model="numpy", forceinline=True)
 def fetch(pointer: Any, index: int, count: int) -> None:
-    """Ask for elements that are soon to be read."""
+    """Ask for elements that are soon to be read. They come to the second cache: so many requests at once would keep
+    the first one from what is read and written meanwhile."""
     for place in range(0, count, _elements_of_line(pointer)):
-        prefetch(at(pointer, index + place))
+        prefetch_to_second(at(pointer, index + place))
 
 
 @intrinsic

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core.accel import chips
-from core.accel.kernels import float_panels, gemm
+from core.accel.kernels import float_panels, gemm, thin
 from core.engine import dtypes
 from tests.accel.stepping import Memory
 
@@ -19,6 +19,8 @@ SHAPES = [  # batch, M, K, N
     ((), 1, 1, 1), ((), 14, 3, 32), ((), 15, 7, 33), ((), 13, 40, 31), ((), 28, 64, 64), ((), 4, 4, 4),
     ((), 1, 300, 300), ((), 3, 70, 130), ((), 5, 20, 700), ((), 64, 300, 1), ((), 2, 300, 64), ((), 64, 1, 300),
     ((), 29, 1100, 45), ((), 300, 64, 1), ((), 33, 0, 5), ((), 2, 0, 3), ((), 0, 4, 4), ((), 4, 4, 0),
+    ((), 37, 64, 2), ((), 40, 70, 3), ((2,), 33, 50, 4), ((), 16, 33, 8),
+    ((), 40, 2, 64), ((), 70, 1, 33), ((2,), 33, 4, 16), ((), 100, 3, 50),
     ((3,), 16, 24, 40), ((2, 3), 7, 9, 5), ((2, 1, 2), 1, 17, 19), ((0,), 3, 3, 3),
 ]
 
@@ -95,10 +97,10 @@ def test_sums_cut_into_passes(m, k, n):
 
 @pytest.mark.parametrize("chip", chips.CHIPS, ids=lambda chip: chip.name)
 def test_blocks_of_every_chip(chip, monkeypatch):
-    for module in (gemm, float_panels):
+    for module in (gemm, float_panels, thin):
         monkeypatch.setattr(module, "host", lambda: chip)
     rng = np.random.default_rng(2)
-    for m, k, n in [(31, 37, 75), (2, 30, 150), (9, 500, 5)]:
+    for m, k, n in [(31, 37, 75), (2, 30, 150), (9, 500, 5), (40, 37, 3), (40, 3, 75)]:
         assert_product(rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32))
 
 
@@ -132,6 +134,27 @@ def test_a_fixed_factor_of_a_thin_product_is_packed():
     assert [step.name for step in gemm.matmul(*views)] == ["matmul thin"]
 
 
+@pytest.mark.parametrize(("m", "k", "n", "layout", "name"), [
+    (40, 64, 1, "plain", "dots"), (40, 64, 8, "plain", "dots"), (40, 5, 1, "plain", "dots"), (40, 5, 2, "plain", ""),
+    (40, 64, 9, "plain", ""), (3, 64, 2, "plain", "thin"), (40, 64, 2, "transposed", ""),
+    (40, 4, 20, "plain", "outer"), (40, 4, 20, "transposed", "outer"), (40, 5, 20, "plain", ""),
+    (31, 4, 20, "plain", "")])
+def test_few_columns_are_sums_along_rows_and_short_sums_outer_products(m, k, n, layout, name, monkeypatch):
+    for module in (gemm, float_panels, thin):
+        monkeypatch.setattr(module, "host", lambda: next(chip for chip in chips.CHIPS if chip.name == "avx512"))
+    memory = Memory()
+    a, b, out = (np.zeros(shape, np.float32) for shape in ((m, k), (k, n), (m, n)))
+    steps = gemm.matmul(memory.view(laid_out(a, layout)), memory.view(b), memory.view(out))
+    assert steps[-1].name == f"matmul {name}".strip()
+
+
+def test_rows_that_are_summed_need_not_be_beside_each_other():
+    rng = np.random.default_rng(9)
+    a, b = rng.standard_normal((50, 90)).astype(np.float32), rng.standard_normal((70, 3)).astype(np.float32)
+    assert_product(a[:, 5:75], b)
+    assert_product(np.broadcast_to(a[:1, :70], (50, 70)), b)
+
+
 def test_products_of_rows_in_one_set():
     rng = np.random.default_rng(5)
     a, b = rng.standard_normal((45, 2048)).astype(np.float32), rng.standard_normal((2048, 75)).astype(np.float32)
@@ -152,7 +175,7 @@ def test_broadcast_b_is_packed_once_and_batch_becomes_rows():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("m, k, n", [(20, 70, 40), (2, 70, 200), (20, 70, 1)])
+@pytest.mark.parametrize("m, k, n", [(20, 70, 40), (2, 70, 200), (20, 70, 1), (20, 70, 3)])
 def test_nan_and_infinity_reach_their_rows_and_columns_only(dtype, m, k, n):
     rng = np.random.default_rng(4)
     a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
@@ -165,7 +188,7 @@ def test_nan_and_infinity_reach_their_rows_and_columns_only(dtype, m, k, n):
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
 
 
-@pytest.mark.parametrize("m, k, n", [(20, 30, 40), (2, 30, 40), (20, 30, 1), (2, 0, 40)])
+@pytest.mark.parametrize("m, k, n", [(20, 30, 40), (2, 30, 40), (20, 30, 1), (20, 30, 2), (40, 2, 40), (2, 0, 40)])
 def test_rows_of_a_larger_array_leave_the_rest_alone(m, k, n):
     rng = np.random.default_rng(5)
     a, b = rng.standard_normal((m, k)), rng.standard_normal((k, n))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from core.accel import threads
 from core.accel.loopir import Nest, Operand, Reduction, Statement, normal_loops
-from core.accel.stages import ROW_BUFFER, choose_kept, passes
+from core.accel.stages import ROW_BUFFER, borrowed, choose_kept, passes
 from core.accel.step import contiguous
 from core.engine import dtypes, ops, tree
 from core.engine.array import as_array
@@ -180,3 +182,30 @@ def test_a_pass_computes_what_it_needs(kept, expected):
     assert not first.statements and first.reads == (0,)
     assert [[statement.result for statement in part.statements] for part in rest] == expected
     assert [part.writes for part in rest] == [(), (1,)]
+
+
+X, Z = OPERANDS
+STRIDED = replace(Z.view, shape=(3, 300), strides=(1, 3))
+
+
+@pytest.mark.parametrize(("operands", "expected"), [
+    ([X, Z], {"e": 1}),
+    ([replace(X, becomes="z"), Z], {}),  # later passes read x
+    ([X, replace(Z, streamed=True)], {}),
+    ([X, replace(Z, view=contiguous(dtypes.bfloat16, (3, 300)))], {}),
+    ([X, replace(Z, view=STRIDED)], {}),
+    ([X, Z, replace(Z, name="e")], {"e": 1}),  # e is wanted, too
+], ids=("free", "in place", "streamed", "rounded", "strided", "two"))
+def test_kept_values_lie_where_the_last_pass_writes(operands, expected):
+    long = [replace(operand, view=contiguous(operand.view.dtype, (3, 300)) if operand.view.shape == (3, 4)
+                    else operand.view) for operand in operands]
+    nest = Nest(normal_loops((3, 300), (1,), long), tuple(long), tuple(statements(True)), frozenset(),
+                tuple(REDUCTIONS), ("e",))
+    assert borrowed(nest, passes(nest)[-1]) == expected
+
+
+def test_a_row_that_takes_the_place_of_another():
+    x = drawn(9, 333)
+    program = jit(lambda x: (softmax(x), ())).bind(x, update=True)
+    program()
+    assert_agree(jit(softmax, device="reference")(x), program.value)

@@ -39,13 +39,22 @@ def test_long_thin_products_of_few_outputs_are_cut_for_the_threads() -> None:
 
 
 @pytest.mark.parametrize("rows, columns, depth", [
-    (64, 80, 42632), (128, 300, 6272), (5, 33, LONG), (48, 17, LONG), (40, 40, 8191), (300, 64, 9800)])
+    (64, 80, 42632), (128, 300, 6272), (5, 33, LONG), (48, 17, LONG), (40, 40, 8191), (300, 64, 9800),
+    (64, 2, 32768), (33, 1, LONG), (50, 7, 30000), (2, 60, 40000)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_product_is_that_of_numpy(rows: int, columns: int, depth: int, turned: bool) -> None:
     a, b = drawn(depth, rows) if turned else drawn(rows, depth), drawn(depth, columns)
     result = jit(lambda a, b: (a.T if turned else a) @ b)(a, b).numpy()
     left = a.T if turned else a
     np.testing.assert_allclose(result, left.astype(np.float64) @ b, rtol=1e-5, atol=4e-5 * np.sqrt(depth))
+
+
+@pytest.mark.parametrize("rows, columns, turned, name", [
+    (64, 2, True, "thin"), (64, 2, False, "dots"), (2, 64, False, "thin"), (64, 12, True, ""), (64, 80, True, "")])
+def test_few_rows_or_columns_are_thin_products(rows: int, columns: int, turned: bool, name: str) -> None:
+    a, b = drawn(32768, rows) if turned else drawn(rows, 32768), drawn(32768, columns)
+    report = jit(lambda a, b: (a.T if turned else a) @ b, device="null").report(a, b)
+    assert [step[0] for step in report.steps][-2:] == [f"matmul {name}".strip(), "add slices"]
 
 
 def test_bits_do_not_depend_on_the_threads() -> None:

@@ -133,7 +133,7 @@ def test_scaling_by_powers_of_two_rounds_once(name):
             out[i] = scale(m[i], n[i])
 
     rng = np.random.default_rng(0)
-    m, n = rng.uniform(0.7, 1.42, 100_000).astype(np.float32), rng.integers(-150, 129, 100_000).astype(np.int32)
+    m, n = rng.uniform(0.7, 1.42, 100_000).astype(np.float32), rng.integers(-150, 131, 100_000).astype(np.int32)
     out = np.zeros_like(m)
     apply(m, n, out)
     with np.errstate(over="ignore", under="ignore"):

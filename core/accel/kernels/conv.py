@@ -21,6 +21,7 @@ from core.accel.kernels.grouped import needs_loop
 from core.accel.kernels.pad import Padding, padded
 from core.accel.kernels.rounding import rounding
 from core.accel.kernels.taps import is_run, offsets, pixel_dims, runs_on, tap_strides
+from core.accel.kernels.thin import suits_dots, suits_outer
 from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
 from core.engine import dtypes
 
@@ -75,11 +76,11 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
     if needs_loop(w.shape[-1], groups):
         return [*steps, grouped.conv(x, w, out, stride, dilation, groups)]
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
-    if w.size == group_in and max(stride) == 1 and x.dtype is out.dtype and x.is_contiguous and out.is_contiguous:
-        rows, column = (out.size, group_in), (group_in, 1)  # one tap and one output: a dot product for each pixel
-        return [*steps, *matmul(replace(x, shape=rows, strides=row_major(rows)),
-                                replace(w, shape=column, strides=w.strides[-2:]),
-                                replace(out, shape=(out.size, 1), strides=(1, 1)), epilogue)]
+    if prod(w.shape[:-2]) == max(stride) == groups == 1 and x.is_contiguous and out.is_contiguous:
+        pixels, matrix, sums = _flat(x), replace(w, shape=w.shape[-2:], strides=w.strides[-2:]), _flat(out)
+        if x.dtype is out.dtype and (suits_dots(pixels, matrix, sums)  # a few dot products for each pixel
+                                     or (epilogue is None and suits_outer(pixels, matrix, sums))):
+            return [*steps, *matmul(pixels, matrix, sums, epilogue)]
     joined = runs_on(x, dilation, groups)
     packed, pack_steps = pack(_by_group(w, groups), shared=False, joined=joined)
     taps = offsets(w.shape[:-3] if joined else w.shape[:-2], tap_strides(x, dilation))
@@ -135,6 +136,12 @@ def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pa
         part = replace(out, shape=(1, count, *out.shape[2:]), offset=place)
         steps += [*pad_steps, product(strip, part)]
     return steps
+
+
+def _flat(view: View) -> View:
+    """A contiguous [batch, *space, channel] as [pixel, channel]."""
+    shape = (prod(view.shape[:-1]), view.shape[-1])
+    return replace(view, shape=shape, strides=row_major(shape))
 
 
 def _by_group(w: View, groups: int) -> View:

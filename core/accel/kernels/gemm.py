@@ -16,7 +16,18 @@ from typing import Any
 from core.accel.chips import WAY, WAYS, Block, block_for, host
 from core.accel.kernels import narrow
 from core.accel.kernels.float_panels import PACK_DEPTH, pack
-from core.accel.kernels.thin import THIN, Dim, batch_dims, dot_step, dots_step, thin
+from core.accel.kernels.thin import (
+    THIN,
+    Dim,
+    batch_dims,
+    dot_step,
+    dots_step,
+    outer_step,
+    suits_dots,
+    suits_outer,
+    thin,
+    transposed,
+)
 from core.accel.step import Epilogue, Step, View
 
 COPY_DEPTH = 512
@@ -45,14 +56,16 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fix
     plain = a.dtype is out.dtype and depth > 0
     runs = plain and a.strides[-1] == b.strides[-2] == 1
     behind = [] if epilogue is None else [epilogue.alone(out)]
-    if runs and columns == 1 and out.strides[-2] == 1 and a.shape[-2] >= host().lanes:
-        return [dots_step(a, b, out), *behind]
+    if plain and suits_dots(a, b, out):
+        return [*dots_step(a, b, out), *behind]
     if runs and min(rows, columns) < THIN:
         return [dot_step(a, b, out), *behind]
     if plain and rows < THIN and b.strides[-1] == 1:
         return thin(a, b, out, epilogue, is_fixed)
     if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
-        return [*thin(_transposed(b), _transposed(a), _transposed(out)), *behind]
+        return [*thin(transposed(b), transposed(a), transposed(out)), *behind]
+    if plain and epilogue is None and suits_outer(a, b, out):
+        return outer_step(a, b, out)
     packed, steps = pack(b)
     return [*steps, *matmul_packed(a, packed, out, epilogue)]
 
@@ -197,12 +210,6 @@ def _column_groups(panels: int, row_units: int, block: Block, depth: int) -> int
     itemsize = 4 if block.element == "f32" else 8
     fitting = max(1, host().second_cache // (2 * max(depth, 1) * block.columns * itemsize))
     return min(panels, max(ceil(panels / fitting), ceil(FEW_UNITS / row_units)))
-
-
-def _transposed(view: View) -> View:
-    """The view with its last two dims exchanged."""
-    shape, strides = view.shape, view.strides
-    return replace(view, shape=(*shape[:-2], shape[-1], shape[-2]), strides=(*strides[:-2], strides[-1], strides[-2]))
 
 
 def _text(factory: str, *arguments: object) -> str:

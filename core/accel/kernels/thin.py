@@ -1,11 +1,12 @@
-"""Products of few rows or few columns, whose kernels read both factors where they lie.
+"""Products of few rows, few columns or short sums, whose kernels read large factors where they lie.
 
 Invariant: every element of the output is one sum in an order that the shapes alone decide. Only a factor that serves
-many products is packed.
+many products, or is small beside the other one, is packed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
@@ -19,9 +20,22 @@ THIN_DEPTH = 8
 """Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
 DOT_GRAIN = 16
 """Dot products that a thread gets at least."""
+DOTS_COLUMNS = 8
+"""Columns up to which sums along rows of A are cheaper than vectors of columns."""
+
+OUTER_DEPTH = 4
+"""Indices of K up to which the rows of B stay in registers."""
+OUTER_ROWS = 32
+"""Rows of an outer product that stay in the first cache while their columns are written."""
 
 Dim = tuple[int, ...]
 """An extent and one stride for each operand."""
+
+
+def transposed(view: View) -> View:
+    """The view with its last two dims exchanged."""
+    shape, strides = view.shape, view.strides
+    return replace(view, shape=(*shape[:-2], shape[-1], shape[-2]), strides=(*strides[:-2], strides[-1], strides[-2]))
 
 
 def batch_dims(a: View, b: View, out: View) -> tuple[Dim, ...]:
@@ -66,11 +80,40 @@ def dot_step(a: View, b: View, out: View) -> Step:
     return _direct_step(text, a, b, out, strides, out.size, DOT_GRAIN, "matmul dot")
 
 
-def dots_step(a: View, b: View, out: View) -> Step:
-    """The step of ``out = a @ b`` for one column; K has stride 1 in both, and the rows of out have stride 1."""
-    block = block_for(host(), out.dtype.short, 1)
-    extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / block.lanes)
-    return _direct_step(_text("dots_kernel", block), a, b, out, (a.strides[-2],), extent, 1, "matmul dots")
+def suits_dots(a: View, b: View, out: View) -> bool:
+    """Whether `dots_step` fits, and a vector of out takes fewer sums by rows of A than by columns of B."""
+    (depth, columns), lanes = b.shape[-2:], block_for(host(), out.dtype.short, 1).lanes
+    return (a.strides[-1] == 1 and out.strides[-2] == columns <= min(DOTS_COLUMNS, lanes) and a.shape[-2] >= lanes
+            and (columns == 1 or depth >= lanes))
+
+
+def dots_step(a: View, b: View, out: View) -> list[Step]:
+    """The steps of ``out = a @ b`` for few columns, see `suits_dots`.
+
+    K has stride 1 in a, and out has no gaps between its rows.
+    """
+    depth, columns = b.shape[-2:]
+    block = block_for(host(), out.dtype.short, depth)
+    turned, steps = (b, []) if columns == b.strides[-2] == 1 else float_panels.pack(transposed(b))
+    extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / (block.lanes // columns))
+    text = _text("dots_kernel", block, columns)
+    return [*steps, _direct_step(text, a, turned, out, (a.strides[-2],), extent, 1, "matmul dots")]
+
+
+def suits_outer(a: View, b: View, out: View) -> bool:
+    """Whether `outer_step` fits: sums so short that a block of them costs less than to begin it."""
+    (depth, columns), lanes = b.shape[-2:], block_for(host(), out.dtype.short, 1).lanes
+    return depth <= OUTER_DEPTH and columns >= lanes and a.shape[-2] >= OUTER_ROWS
+
+
+def outer_step(a: View, b: View, out: View) -> list[Step]:
+    """The steps of ``out = a @ b`` for few indices of K, see `suits_outer`; the columns of out have stride 1."""
+    depth, columns = b.shape[-2:]
+    packed, steps = float_panels.pack(b)
+    strides = (*a.strides[-2:], out.strides[-2])
+    extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / OUTER_ROWS)
+    text = _text("outer_kernel", block_for(host(), out.dtype.short, columns), depth)
+    return [*steps, _direct_step(text, a, packed, out, strides, extent, 1, "matmul outer")]
 
 
 def _text(factory: str, *arguments: object) -> str:
@@ -138,24 +181,53 @@ def dot_kernel(block: Block) -> Any:
     return kernel
 
 
-def dots_kernel(block: Block) -> Any:
-    """Kernel for one column, K of stride 1 on both sides; units are (product, vector of rows); p = a, b, out.
+def dots_kernel(block: Block, columns: int) -> Any:
+    """Kernel for few columns, K of stride 1 in a; units are (product, block of rows); p = a, packed columns, out.
 
-    d = M, N = 1, K, stride of M in a, batch rank, then (extent, a, b, out) of each dim; M has stride 1 in out.
+    d = M, N, K, stride of M in a, batch rank, then (extent, a, b, out) of each dim. See `simd.dots`.
     """
     from core.accel import pointer, simd
 
     typed = getattr(pointer, block.element)
-    at, strided, dots, lanes = pointer.at, pointer.strided, simd.dots(block.element, block.lanes), block.lanes
+    at, strided, dots, height = pointer.at, pointer.strided, simd.dots(block, columns), block.lanes // columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         rows, depth, a_row, rank, batch_dims = d[0], d[2], d[3], d[4], at(d, 5)
-        blocks = (rows + lanes - 1) // lanes
-        for unit in range(begin, end):
-            product, first = unit // blocks, unit % blocks * lanes
+        blocks = (rows + height - 1) // height
+        unit = begin
+        while unit < end:
+            product = unit // blocks
+            stop = min(end, (product + 1) * blocks)
+            first = (unit - product * blocks) * height
             a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
             b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product))
-            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first)
-            dots(a, a_row, min(lanes, rows - first), b, depth, out)
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first * columns)
+            dots(a, a_row, min((stop - unit) * height, rows - first), b, depth, out)
+            unit = stop
+
+    return kernel
+
+
+def outer_kernel(block: Block, depth: int) -> Any:
+    """Kernel for few indices of K; units are (product, block of rows); p = a, panels of b, out.
+
+    d = M, N, K, strides of M and K in a and of M in out, batch rank, then (extent, a, b, out) of each dim.
+    """
+    from core.accel import pointer, simd
+
+    typed = getattr(pointer, block.element)
+    at, strided, outer, width = pointer.at, pointer.strided, simd.outer(block, depth), block.columns
+
+    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
+        rows, columns, a_row, a_depth, out_row, rank, batch_dims = d[0], d[1], d[3], d[4], d[5], d[6], at(d, 7)
+        blocks = (rows + OUTER_ROWS - 1) // OUTER_ROWS
+        for unit in range(begin, end):
+            product, first = unit // blocks, unit % blocks * OUTER_ROWS
+            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
+            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product))
+            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first * out_row)
+            for column in range(0, columns, width):
+                outer(a, a_row, a_depth, min(OUTER_ROWS, rows - first), at(b, column * depth),
+                      min(width, columns - column), at(out, column), out_row)
 
     return kernel

@@ -74,6 +74,7 @@ _LOG2_E = Float32(1 / math.log(2))
 _LN2_HIGH, _LN2_LOW = Float32(0.693145751953125), Float32(math.log(2) - 0.693145751953125)
 # adding 1.5 * 2^23 (1.5 * 2^52) rounds to an integer and leaves it in the low bits of the sum
 _ROUND_F32, _ROUND_BITS_F32 = Float32(1.5 * 2**23), np.int32(0x4B400000)
+_OVERFLOW = Float32(1.5 * 2**23 + 130)  # 2^130 is infinite, and so is what is larger
 _ROUND_F64, _ROUND_BITS_F64 = 1.5 * 2**52, np.int64(0x4338000000000000)
 
 _E2, _E3, _E4, _E5, _E6 = (Float32(c) for c in (
@@ -89,9 +90,15 @@ _T3, _T5, _T7, _T9, _T11 = (Float32(c) for c in (
 def _exp_parts(x: Float32) -> tuple[Float32, Float32]:
     """(m, s) with exp(x) = m * 2^n, for -104 <= x <= 89, where s is n and `_ROUND_F32` in one."""
     shifted = x * _LOG2_E + _ROUND_F32
+    return _exp_over_power(x, shifted), shifted
+
+
+@inlined
+def _exp_over_power(x: Float32, shifted: Float32) -> Float32:
+    """m of such parts; where x is too large for n, it is a large number or infinite."""
     n = shifted - _ROUND_F32
     r = x - n * _LN2_HIGH - n * _LN2_LOW
-    return _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6))))), shifted
+    return _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
 
 
 @inlined
@@ -131,10 +138,11 @@ def _power_of_two(n: np.int32) -> Float32:
 @inlined
 def exp_f32(x: Float32) -> Float32:
     """e^x."""
-    x = Float32(89) if x > Float32(89) else x
     x = Float32(-104) if x < Float32(-104) else x
-    m, shifted = _exp_parts(x)
-    return _scaled(m, np.int32(bits_of_f32(shifted) - _ROUND_BITS_F32))
+    shifted = x * _LOG2_E + _ROUND_F32
+    # limited here, and not x above, since two limits of x would be three instructions
+    shifted = _OVERFLOW if shifted > _OVERFLOW else shifted
+    return _scaled(_exp_over_power(x, shifted), np.int32(bits_of_f32(shifted) - _ROUND_BITS_F32))
 
 
 @inlined
