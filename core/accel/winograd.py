@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from core.accel.chips import Block
-from core.accel.kernels.tiles import PIXELS, POINTS
+from core.accel.kernels.tiles import PIXELS, POINTS, TAPS
 from core.accel.pointer import intrinsic
 from core.accel.registers import FLOATS, INDEX, Vectors, choose
 
@@ -174,6 +175,38 @@ def tile_of_ct(block: Block, axes: int) -> Any:
             return context.get_dummy_value()
 
         return types.void(pointer, table, index, pointer, index, index), codegen
+
+    return emit
+
+
+def tile_of_kernel(block: Block, axes: int) -> Any:
+    """A function for kernels that transforms the taps of a kernel, ``G g``, for one vector of outputs.
+
+    It is called ``tile_of_kernel(taps, tap_stride, target, point_stride)``, with taps and points in row-major order.
+    """
+    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+
+    @intrinsic
+    def emit(typing_context: Any, taps: Any, tap_stride: Any, target: Any, point_stride: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            taps, tap_stride, target, point_stride = values
+            vectors = Vectors(builder, block.element, block.lanes)
+            half = ir.Constant(vectors.type, [0.5] * block.lanes)
+
+            def transform(g: Sequence[Any]) -> Sequence[Any]:
+                outer = builder.fadd(g[0], g[2])
+                return (g[0], builder.fmul(half, builder.fadd(outer, g[1])),
+                        builder.fmul(half, builder.fsub(outer, g[1])), g[2])
+
+            grid = {place: vectors.load(builder.gep(taps, [builder.mul(INDEX(number), tap_stride)]))
+                    for number, place in enumerate(_positions(TAPS, axes))}
+            for axis in reversed(range(axes)):
+                grid = _along(grid, axis, transform, TAPS)
+            for number, place in enumerate(_positions(POINTS, axes)):
+                vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), point_stride)]))
+            return context.get_dummy_value()
+
+        return types.void(pointer, index, pointer, index), codegen
 
     return emit
 

@@ -34,6 +34,7 @@ from core.accel.kernels.tiles import (
     up,
     walk,
 )
+from core.accel.kernels.winograd_panels import transformed
 from core.accel.step import Epilogue, Step, View, contiguous
 from core.engine import dtypes
 
@@ -93,76 +94,6 @@ def _tiles_at_once(tiles: Tiles, block: Block, inputs: int, outputs: int) -> int
     cached, kernel = host().second_cache // 8 // size, 4 * tiles.points * inputs * outputs
     wanted = max(LEAST_AT_ONCE, cached, kernel // host().second_cache * block.rows)
     return up(min(wanted, ceil(tiles.count / 4), MOST_AT_ONCE - block.rows), block.rows)
-
-
-def transformed(w: View, block: Block) -> tuple[View, list[Step]]:
-    """The kernel at each point, ``G g``, in panels, and the step that fills them.
-
-    Returns
-    -------
-    f32[point, panel, in, column], zeros in columns beyond the last output
-    """
-    axes = tuple(along for taps, along in zip(w.shape[:-2], w.strides, strict=False) if taps == TAPS)
-    inputs, outputs = w.shape[-2:]
-    panels = ceil(outputs / block.columns)
-    packed = contiguous(dtypes.float32, (POINTS ** len(axes), panels, inputs, block.columns), "transformed")
-    text = ("from core.accel.kernels.winograd import transform_kernel\n"
-            f"kernel = transform_kernel({block.columns}, {len(axes)})\n")
-    step = Step(text, (w, packed), (1,), (inputs, outputs, panels, *w.strides[-2:], *axes), panels * inputs,
-                name="pack", nbytes=w.buffer.nbytes + packed.buffer.nbytes)
-    return packed, [step]
-
-
-def transform_kernel(width: int, axes: int) -> Any:
-    """Kernel of `transformed`; units are (panel, input); p = w, packed.
-
-    d = inputs, outputs, panels, strides of inputs, of outputs and of the taps along each axis in w.
-    """
-    import numpy as np
-    from numba import types
-
-    from core.accel import pointer
-
-    f32, at, half = pointer.f32, pointer.at, np.float32(0.5)
-    on_stack = pointer.stack(types.float32, POINTS ** axes * width)
-    taps, points = TAPS ** axes, POINTS ** axes
-
-    def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        inputs, outputs, panels, w_in, w_out = d[0], d[1], d[2], d[3], d[4]
-        grid = on_stack()
-        for unit in range(begin, end):
-            panel, i = unit // inputs, unit % inputs
-            valid = min(width, outputs - panel * width)
-            w = at(f32(p, 0), i * w_in + panel * width * w_out)
-            for tap in range(taps):
-                place, left, offset = 0, tap, 0
-                for axis in range(axes - 1, -1, -1):
-                    number = left % TAPS
-                    left //= TAPS
-                    place += number * POINTS ** (axes - 1 - axis)
-                    offset += number * d[5 + axis]
-                source, target = at(w, offset), at(grid, place * width)
-                for j in range(valid):
-                    target[j] = source[j * w_out]
-                for j in range(valid, width):
-                    target[j] = 0
-            for axis in range(axes):
-                step = POINTS ** axis
-                for line in range(points // POINTS):
-                    first = at(grid, (line // step * POINTS * step + line % step) * width)
-                    second, third = at(first, step * width), at(first, 2 * step * width)
-                    fourth = at(first, 3 * step * width)
-                    for j in range(width):
-                        outer, middle = first[j] + third[j], second[j]
-                        fourth[j] = third[j]
-                        second[j], third[j] = half * (outer + middle), half * (outer - middle)
-            for point in range(points):
-                source = at(grid, point * width)
-                target = at(f32(p, 1), ((point * panels + panel) * inputs + i) * width)
-                for j in range(width):
-                    target[j] = source[j]
-
-    return kernel
 
 
 def conv_kernel(block: Block, axes: int, epilogue: Any = None) -> Any:
