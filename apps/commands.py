@@ -260,7 +260,7 @@ def devices() -> Outcome:
         "cores": os.cpu_count() or 1,
         "threads": threads.pool().threads,
         "kernels": f"{chip.name}, {chip.lanes} float32 lanes; products of " + " and ".join(
-            f"{element} by {chips.narrow_block_for(chip, element).unit}" for element in ("bf16", "i8")),
+            f"{element} by {chips.unit_for(chip, element)}" for element in ("bf16", "i8")),
         "features": " ".join(sorted(name for name, present in features.items() if present)),
         "store": str(store.directory()),
     })

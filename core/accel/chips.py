@@ -22,6 +22,8 @@ _UNIT_BLOCKS = {TILES: (16, (32, 16), 2)}
 """Lanes, heights and vectors of the register block of a unit that does not take its chip's."""
 _TILE_ROWS = {TILES: 16}
 """Rows of A that a unit reads at once, at one stride; elsewhere each row has an offset of its own."""
+_SHIFTS = {AVX512: 128}
+"""What a unit adds to each signed byte of A, as it reads unsigned ones."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,11 @@ class NarrowBlock:
         return _TILE_ROWS.get(self.unit, 0)
 
     @property
+    def shift(self) -> int:
+        """What the unit adds to each element of A; packed B then says what a column's sum begins with to undo it."""
+        return _SHIFTS.get(self.unit, 0) if self.element == "i8" else 0
+
+    @property
     def group(self) -> int:
         return 2 if self.element == "bf16" else 4
 
@@ -202,8 +209,17 @@ class NarrowBlock:
         return "f32" if self.element == "bf16" else "i32"
 
 
-def narrow_block_for(chip: Chip, element: str) -> NarrowBlock:
-    """The block of a chip for ``"bf16"``, ``"i8"`` or ``"u8"``."""
+def unit_for(chip: Chip, element: str) -> str:
+    """The unit of a chip that multiplies ``"bf16"``, ``"i8"`` or ``"u8"``."""
     kind = "bf16" if element == "bf16" else "i8"
-    unit = next((unit for of, unit, feature in chip.narrow if of == kind and feature in _features()), VECTORS)
-    return NarrowBlock(element, unit, *_UNIT_BLOCKS.get(unit, (chip.lanes, chip.heights, chip.vectors)))
+    return next((unit for of, unit, feature in chip.narrow if of == kind and feature in _features()), VECTORS)
+
+
+def narrow_block_for(chip: Chip, element: str, columns: int) -> NarrowBlock:
+    """The block of a chip for ``"bf16"``, ``"i8"`` or ``"u8"`` and for so many columns, see `block_for`.
+
+    A single row reads B as fast as it comes only where the block computes no other rows.
+    """
+    unit = unit_for(chip, element)
+    vectors = 1 if columns <= chip.lanes else chip.vectors
+    return NarrowBlock(element, unit, *_UNIT_BLOCKS.get(unit, (chip.lanes, (*chip.heights, 1), vectors)))

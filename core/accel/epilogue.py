@@ -124,8 +124,8 @@ class ElementwiseEpilogue:
                     *("            " + line for line in body), "    else:", *("    " + line for line in loop)]
         return "\n".join([
             "import numpy as np", *import_lines(imports), "", "",
-            "@register_jitable", f"def fetch{_ARGUMENTS}:", *(fetched or ["    pass"]), "", "",
-            "@register_jitable", f"def finish{_ARGUMENTS}:", *("    " + line for line in begin),
+            "@register_jitable(forceinline=True)", f"def fetch{_ARGUMENTS}:", *(fetched or ["    pass"]), "", "",
+            "@register_jitable(forceinline=True)", f"def finish{_ARGUMENTS}:", *("    " + line for line in begin),
             *loop, "", "",
             "epilogue = fetch, finish", ""])
 

@@ -78,15 +78,6 @@ class Products(ABC):
     def store(self, value: Any, pointer: Any) -> None:
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=4)
 
-    def shift(self, total: Any, b: Any) -> Any:
-        """total + what the shift of A adds to the products of a vector of B."""
-        return total
-
-    @property
-    def is_shifted(self) -> bool:
-        """Whether A is read shifted, so that the sums are too large by what `shift` adds up."""
-        return False
-
     @abstractmethod
     def split_b(self, b: Any) -> list[Any]:
         """The parts of a vector of B that `add` takes one after the other."""
@@ -108,9 +99,10 @@ def multiply(block: NarrowBlock, target: str, unit: type[Products]) -> Any:
     It is called ``multiply(upper, upper_step, upper_table, lower, lower_step, lower_table, row_offsets, b, chunks,
     chunk, before, c, c_stride, rows, columns, fresh, out, out_stride, out_rows)``. This one takes its rows from
     `upper`, at `row_offsets`, and its table is `upper_table`; the rest is for tiles (see `units.tiles`). b is [chunk,
-    group of depth, column, place in group], `before` is gapless, and zeros take its place if `fresh`. Offsets, strides
-    and `chunk` count elements. All of c may be written, whatever `rows` and `columns` say; only so many rows and
-    columns get their value. `row_offsets` holds `block.rows` readable offsets.
+    group of depth, column, place in group]. `before` is gapless; if `fresh`, zeros take its place, or, where the block
+    has a `shift`, it is one row, with which every row begins. Offsets, strides and `chunk` count elements. All of c may
+    be written, whatever `rows` and `columns` say; only so many rows and columns get their value. `row_offsets` holds
+    `block.rows` readable offsets.
     """
     @intrinsic
     def emit(typing_context: Any, upper: Any, upper_step: Any, upper_table: Any, lower: Any, lower_step: Any,
@@ -127,15 +119,15 @@ def multiply(block: NarrowBlock, target: str, unit: type[Products]) -> Any:
             def emit_block(height: int) -> None:
                 offsets = [builder.load(builder.gep(row_offsets, [LONG(row)])) for row in range(height)]
                 slots = [[cgutils.alloca_once(builder, products.type) for _ in starts] for _ in range(height)]
-                shifts = [cgutils.alloca_once(builder, products.type) for _ in starts if products.is_shifted]
-                for slot in shifts:
-                    builder.store(ir.Constant(products.type, None), slot)
                 all_slots = [slot for row_slots in slots for slot in row_slots]
                 places = [(row, start) for row in range(height) for start in starts]
                 with builder.if_else(builder.icmp_signed("!=", fresh, LONG(0))) as (begin, resume):
                     with begin:
-                        for slot in all_slots:
-                            builder.store(ir.Constant(products.type, None), slot)
+                        first = [products.load(builder.gep(before, [LONG(start)]), products.type) if block.shift
+                                 else ir.Constant(products.type, None) for start in starts]
+                        for row_slots in slots:
+                            for slot, value in zip(row_slots, first, strict=True):
+                                builder.store(value, slot)
                     with resume:
                         for slot, (row, start) in zip(all_slots, places, strict=True):
                             place = builder.gep(before, [LONG(row * block.columns + start)])
@@ -150,19 +142,14 @@ def multiply(block: NarrowBlock, target: str, unit: type[Products]) -> Any:
                         vectors = [products.load(builder.gep(b_row, [LONG(start * block.group)]), products.words)
                                    for start in starts]
                         parts = [products.split_b(vector) for vector in vectors]
-                        for slot, vector in zip(shifts, vectors, strict=False):
-                            builder.store(products.shift(builder.load(slot), vector), slot)
                         for row, row_slots in enumerate(slots):
                             word = products.load(builder.gep(a_chunk, [builder.add(offsets[row], group)]), WORD)
                             for number, a_part in enumerate(products.split_a(word)):
                                 for slot, b_parts in zip(row_slots, parts, strict=True):
                                     builder.store(products.add(builder.load(slot), a_part, b_parts[number]), slot)
                 for slot, (row, start) in zip(all_slots, places, strict=True):
-                    total = builder.load(slot)
-                    if shifts:
-                        total = builder.sub(total, builder.load(shifts[start // block.lanes]))
                     offset = builder.add(builder.mul(c_stride, LONG(row)), LONG(start))
-                    products.store(total, builder.gep(c, [offset]))
+                    products.store(builder.load(slot), builder.gep(c, [offset]))
 
             choose(builder, rows, block.heights, emit_block)
             return context.get_dummy_value()

@@ -137,6 +137,27 @@ def test_products_in_groups_bands_and_passes(m, k, n, kind):
     assert_product(*factors(rng, (), m, k, n, kind), kind)
 
 
+@pytest.mark.parametrize("kind", ["bf16", "bf16 rounded", "i8"])
+def test_products_whose_rows_collide_or_are_few(kind):
+    rng = np.random.default_rng(2)
+    for m, k, n in [(20, 4096, 20), (35, 4096, 7), (16, 300, 16)]:
+        assert_product(*factors(rng, (), m, k, n, kind), kind)
+
+
+@pytest.mark.parametrize(("m", "k", "n", "heights"), [
+    (50, 4096, 40, "8, 4, 1"), (50, 4032, 40, "14, 8, 4, 1"), (50, 2048, 16, "14, 8, 4, 1"), (16, 64, 40, "8, 4, 1"),
+    (17, 64, 40, "14, 8, 4, 1")])
+def test_a_block_is_low_where_rows_collide_or_are_few(m, k, n, heights, monkeypatch):
+    """Rows of 4096 bytes all fall into one set of the cache, those of 2048 into two."""
+    avx512 = next(chip for chip in chips.CHIPS if chip.name == "avx512")
+    for module in (narrow, narrow_panels):
+        monkeypatch.setattr(module, "host", lambda: avx512)
+    memory = Memory()
+    a, b, out = np.zeros((m, k), np.int8), np.zeros((k, n), np.int8), np.zeros((m, n), np.int32)
+    text = gemm.matmul(memory.view(a), memory.view(b), memory.view(out))[-1].kernel
+    assert f"heights=({heights}), vectors={1 if n <= 16 else 2})" in text
+
+
 @pytest.mark.parametrize("kind", ["i8", "u8"])
 def test_sums_of_extreme_integers_wrap(chip, kind):
     for low in (True, False):
@@ -267,7 +288,7 @@ def fresh_host():
 def test_a_chip_can_be_chosen(fresh_host, monkeypatch):
     monkeypatch.setenv("TILEWORK_CPU", "generic")
     assert fresh_host().name == "generic"
-    assert chips.narrow_block_for(fresh_host(), "bf16").unit == chips.VECTORS
+    assert chips.unit_for(fresh_host(), "bf16") == chips.VECTORS
 
 
 def test_a_chip_that_this_machine_lacks_is_refused(fresh_host, monkeypatch):
@@ -285,5 +306,5 @@ def test_kernels_of_other_chips_have_other_texts():
             for module in (narrow, narrow_panels):
                 patch.setattr(module, "host", lambda chip=chip: chip)
             texts.append(gemm.matmul(square, square, memory.view(np.zeros((4, 4), np.int32)))[-1].kernel)
-    blocks = {chips.narrow_block_for(chip, "i8") for chip in chips.CHIPS}
+    blocks = {chips.narrow_block_for(chip, "i8", columns=4) for chip in chips.CHIPS}
     assert len(set(texts)) == len(blocks) > 3

@@ -19,9 +19,9 @@ FUNCTIONS = {"configure", "copy_runs", "multiply", "release", "store_rows"}
 
 def kernel_on(unit, monkeypatch):
     """The text of a product of bytes on a unit."""
-    block = replace(chips.narrow_block_for(chips.host(), "i8"), unit=unit)
+    block = replace(chips.narrow_block_for(chips.host(), "i8", columns=4), unit=unit)
     for module in (narrow, narrow_panels):
-        monkeypatch.setattr(module, "narrow_block_for", lambda chip, element: block)
+        monkeypatch.setattr(module, "narrow_block_for", lambda chip, element, columns: block)
     memory = Memory()
     square = memory.view(np.zeros((4, 4), np.int8))
     return gemm.matmul(square, square, memory.view(np.zeros((4, 4), np.int32)))[-1].kernel

@@ -11,6 +11,7 @@ from numba import njit
 from scipy import special
 
 from core.accel.kernels import vectormath
+from core.engine.jit import jit
 
 
 def logistic(x):
@@ -138,3 +139,13 @@ def test_scaling_by_powers_of_two_rounds_once(name):
     apply(m, n, out)
     with np.errstate(over="ignore", under="ignore"):
         assert out.tobytes() == np.ldexp(m, n).tobytes()
+
+
+@pytest.mark.parametrize("source", ["f32", "f64"])
+@pytest.mark.parametrize("target", ["i8", "i16", "i32", "i64", "u8", "u16", "u32"])
+def test_floats_become_integers_as_the_reference_has_them(source, target):
+    limits = [sign * 2.0**bits + beyond for sign in (-1, 1) for bits in (7, 8, 15, 16, 31, 32, 63)
+              for beyond in (-1, 0.5, 1)]
+    x = np.array([0.0, -0.0, 0.5, -1.9, np.nan, np.inf, -np.inf, 1e30, -1e30, *limits], source.replace("f", "float"))
+    found, expected = (jit(lambda x: x.astype(target), device=device)(x).numpy() for device in ("cpu", "reference"))
+    np.testing.assert_array_equal(found, expected)

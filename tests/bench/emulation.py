@@ -41,7 +41,7 @@ def main() -> None:
             begin = time.perf_counter()
             program(x)
             times[device].append(time.perf_counter() - begin)
-    unit = chips.narrow_block_for(chips.host(), "bf16").unit
+    unit = chips.unit_for(chips.host(), "bf16")
     print(f"{chips.host().name}, bf16 by {unit}, {threads.pool().threads} threads, batch {given.batch}")
     exact, median, least = results["cpu"], statistics.median(times["cpu"]), min(times["cpu"])
     for device, found in results.items():

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd, prod
 from typing import Any
 
-from core.accel.chips import WAY, NarrowBlock, host, narrow_block_for
+from core.accel.chips import WAY, WAYS, NarrowBlock, host, narrow_block_for
 from core.accel.kernels import narrow_panels
-from core.accel.kernels.narrow_panels import Line, line_of
+from core.accel.kernels.narrow_panels import Line, line_of, spare
 from core.accel.kernels.rows import Dim, Walk, merged
 from core.accel.step import Epilogue, Step, View, contiguous
 from core.engine import dtypes
@@ -93,7 +93,7 @@ class Product:
         """The step that computes it; its units are (product, group of panels, band of row blocks)."""
         if not self.taps:
             return replace(self, taps=(0,), depth=(0, 1)).step(name)
-        block = narrow_block_for(host(), self.a.dtype.short)
+        block = self._block()
         depth, depth_stride = self.depth
         line, panel_count = line_of(block, len(self.taps), depth), ceil(self.columns / block.columns)
         copies = depth_stride != 1 or depth % line.chunk != 0 or line.padded != depth
@@ -125,6 +125,21 @@ class Product:
                     flops=2 * prod(row[0] for row in self.rows) * prod(dim[0] for dim in self.batch) * self.columns
                     * depth * len(self.taps), nbytes=sum(view.buffer.nbytes for view in operands[:3]))
         return step if self.epilogue is None else self.epilogue.attach(step, block.columns, in_place=False)
+
+    def _block(self) -> NarrowBlock:
+        """The chip's block, or a lower one where that reads A faster.
+
+        Rows a multiple of a way apart fall into one set of the first cache, which holds no more than the lower block
+        has; and two low blocks do for a few more rows than a high one has.
+        """
+        block = narrow_block_for(host(), self.a.dtype.short, self.columns)
+        if block.tile_rows:
+            return block
+        highest, *lower = block.heights
+        count, row_size = prod(row[0] for row in self.rows), self.rows[-1][1] * self.a.dtype.itemsize
+        collides = len(self.taps) == 1 and highest * gcd(row_size, WAY) > WAYS * WAY
+        few = highest < count <= 2 * lower[0]
+        return replace(block, heights=tuple(lower)) if collides or few else block
 
     def _pass_chunks(self, block: NarrowBlock, line: Line, row_step: int, panels: int) -> int:
         """Chunks of a pass over the rows.
@@ -205,7 +220,7 @@ def product_kernel(block: NarrowBlock, execution_unit: Any, target: str, epilogu
     at, strided, multiply = pointer.at, pointer.strided, execution_unit.multiply(block, target)
     configure, release = execution_unit.configure, execution_unit.release
     copy_rows = narrow.copy_rows(execution_unit.copy_runs(block))
-    height, width, size = block.rows, block.columns, 4 // block.group
+    height, width, size, behind_line = block.rows, block.columns, 4 // block.group, spare(block)
     part = block.tile_rows or height
     copy_width = (64 * (PASS_CHUNKS + 2)) // size
     copy_on_stack = pointer.stack(narrow.TYPES[block.element], height * copy_width)
@@ -221,7 +236,7 @@ def product_kernel(block: NarrowBlock, execution_unit: Any, target: str, epilogu
                  phase: int, period: int, valid: int) -> None:
         """Act on the rows of a block that are rows of out; see `store_block`."""
         for row in range(rows):
-            if phase < valid:
+            if not tiles or phase < valid:  # only tiles have holes
                 act(p, at(sums, row * width), place, column, length, count)
                 place += stride
             phase += 1
@@ -255,30 +270,34 @@ def product_kernel(block: NarrowBlock, execution_unit: Any, target: str, epilogu
             group, first_product = unit // bands % groups, unit // (bands * groups) * sharing
             first_panel = group * group_panels
             last_panel = min(panels, first_panel + group_panels)
-            packed = at(right(p, 1), strided(batch_dims, batch_rank, 4, 2, first_product))
+            packed_place = strided(batch_dims, batch_rank, 4, 2, first_product)
+            packed = at(right(p, 1), packed_place)
             for start in range(0, chunks, pass_chunks):
                 count = min(pass_chunks, chunks - start)
                 ends = start + count == chunks
                 for row_block in range(first_block, last_block):
-                    product = first_product + row_block // row_blocks
+                    product, first_row = first_product, row_block * height
+                    if sharing > 1:
+                        product, first_row = product + row_block // row_blocks, row_block % row_blocks * height
                     a = at(read(p, 0), strided(batch_dims, batch_rank, 4, 1, product))
                     out_place = strided(batch_dims, batch_rank, 4, 3, product)
-                    first_row = row_block % row_blocks * height
                     rows = min(height, row_count - first_row)
-                    phase = first_row % period
-                    first_place = (first_row // period * period_valid + min(phase, period_valid)) * row_stride
-                    unbroken = rows == height and (period == 1 or phase + height <= period_valid)
-                    position = first_row % inner
-                    lower_position = (position + part) % inner
-                    upper_copied = copies != 0 or (tiles and (position + part > inner or rows < part))
-                    lower_copied = (part < rows
-                                    and (copies != 0 or (tiles and (lower_position + part > inner or rows < height))))
+                    phase, first_place, unbroken = 0, first_row * row_stride, rows == height
+                    if tiles:  # elsewhere rows have no holes
+                        phase = first_row % period
+                        first_place = (first_row // period * period_valid + min(phase, period_valid)) * row_stride
+                        unbroken = rows == height and (period == 1 or phase + height <= period_valid)
+                    position = first_row if row_rank == 1 else first_row % inner
+                    upper_copied, lower_copied = copies != 0, copies != 0 and part < rows
                     table = at(chunk_offsets, start)
-                    first_offset = strided(row_dims, row_rank, 2, 1, first_row)
-                    upper, upper_step, upper_table = at(a, first_offset if tiles else 0), inner_stride, table
-                    lower, lower_step, lower_table = upper, inner_stride, table
-                    if part < rows:
-                        lower = at(a, strided(row_dims, row_rank, 2, 1, first_row + part))
+                    upper, upper_step, upper_table = a, inner_stride, table
+                    lower, lower_step, lower_table = a, inner_stride, table
+                    if tiles:
+                        lower_position = (position + part) % inner
+                        upper_copied = copies != 0 or position + part > inner or rows < part
+                        lower_copied = part < rows and (copies != 0 or lower_position + part > inner or rows < height)
+                        upper = at(a, strided(row_dims, row_rank, 2, 1, first_row))
+                        lower = at(a, strided(row_dims, row_rank, 2, 1, first_row + part)) if part < rows else upper
                     if not tiles or upper_copied or lower_copied:
                         row = 0
                         while row < rows:
@@ -303,7 +322,8 @@ def product_kernel(block: NarrowBlock, execution_unit: Any, target: str, epilogu
                         lower, lower_step, lower_table = at(copy, part * copy_stride), copy_stride, copied_table
                     for panel in range(first_panel, last_panel):
                         valid = min(width, columns - panel * width)
-                        b = at(packed, (panel * chunks + start) * chunk * width)
+                        panel_place = panel * (chunks * chunk + behind_line) * width
+                        b = at(packed, panel_place + start * chunk * width)
                         direct = ends and writes_sums and unbroken and valid == width
                         place = out_place + panel * width + first_place
                         before, after, stride = block_sums, block_sums, width
@@ -311,9 +331,11 @@ def product_kernel(block: NarrowBlock, execution_unit: Any, target: str, epilogu
                             block_index = (first_product * row_blocks + row_block) * panels + panel
                             before = at(total(p, 3), block_index * height * width)
                             after = block_sums if ends else before
+                        if behind_line > 0 and start == 0:
+                            before = at(total(p, 1), (packed_place + panel_place + chunks * chunk * width) // 4)
                         if direct:
                             after, stride = at(total(p, 2), place), row_stride
-                        if fused and ends:
+                        if tiles and fused and ends:  # elsewhere it takes longer than it saves
                             each_row(fetch, behind, block_sums, place, 0, length, valid, row_stride, rows,
                                      phase, period, period_valid)
                         multiply(upper, upper_step, upper_table, lower, lower_step, lower_table, row_offsets, b, count,

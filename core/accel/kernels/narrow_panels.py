@@ -44,6 +44,11 @@ def line_of(block: NarrowBlock, taps: int, depth: int) -> Line:
     return Line(padded, _up(ceil(taps * padded / pieces), block.group), pieces)
 
 
+def spare(block: NarrowBlock) -> int:
+    """Places behind a line in which a panel of B has its sums of columns."""
+    return block.group if block.shift else 0
+
+
 def _up(number: int, multiple: int) -> int:
     return ceil(number / multiple) * multiple
 
@@ -61,15 +66,16 @@ def pack(b: View, left: DType, taps: int = 0, shared: bool = True) -> tuple[View
     Returns
     -------
     packed : [batch..., panel, line, column], padded with zeros; stride 0 where a copy is shared. In memory `group`
-        neighbours of the line lie together: [batch..., panel, line / group, column, group]
+        neighbours of the line lie together: [batch..., panel, line / group, column, group]. Where the block has a
+        `shift`, the last group of a line is one i32 for each column: what a sum begins with to undo the shift
     """
-    block = narrow_block_for(host(), left.short)
+    block = narrow_block_for(host(), left.short, b.shape[-1])
     lead = len(b.shape) - 2 - taps
     tap_shape, (depth, columns) = b.shape[lead:-2], b.shape[-2:]
     line = line_of(block, prod(tap_shape), depth)
     panels = ceil(columns / block.columns)
     kept = [1 if shared and stride == 0 else extent for extent, stride in zip(b.shape[:lead], b.strides, strict=False)]
-    store = contiguous(b.dtype, (*kept, panels, line.length, block.columns), "packed")
+    store = contiguous(b.dtype, (*kept, panels, line.length + spare(block), block.columns), "packed")
     strides = tuple(0 if extent == 1 else stride for extent, stride in zip(kept, store.strides, strict=False))
     packed = View(store.buffer, b.dtype, (*b.shape[:lead], *store.shape[-3:]), (*strides, *store.strides[-3:]))
     batch = [(extent, stride, to) for extent, stride, to in zip(kept, b.strides, strides, strict=False) if extent > 1]
@@ -91,8 +97,8 @@ def pack_kernel(block: NarrowBlock, source: str) -> Any:
     """
     from core.accel import pointer
 
-    typed, at, strided = getattr(pointer, source), pointer.at, pointer.strided
-    width, group = block.columns, block.group
+    typed, at, strided, i32 = getattr(pointer, source), pointer.at, pointer.strided, pointer.i32
+    width, group, shift, behind = block.columns, block.group, block.shift, spare(block)
     row = width * group
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
@@ -103,11 +109,12 @@ def pack_kernel(block: NarrowBlock, source: str) -> Any:
         for unit in range(begin, end):
             product, first = unit // runs, unit % runs * PACK_PANELS
             b = at(typed(p, 0), strided(batch_dims, rank, 3, 1, product))
-            packed = at(typed(p, 1), strided(batch_dims, rank, 3, 2, product))
+            place_of_product = strided(batch_dims, rank, 3, 2, product)
+            packed = at(typed(p, 1), place_of_product)
             last = min(first + PACK_PANELS, panels)
             for panel in range(first, last):
                 valid = min(columns - panel * width, width)
-                target = at(packed, panel * length * width)
+                target = at(packed, panel * (length + behind) * width)
                 source_panel = at(b, panel * width * column_stride)
                 for tap in range(taps):
                     lines = at(source_panel, strided(tap_dims, tap_rank, 2, 1, tap))
@@ -134,5 +141,13 @@ def pack_kernel(block: NarrowBlock, source: str) -> Any:
                                 place[j * group] = 0
                 for index in range(taps * padded * width, length * width):
                     target[index] = 0
+                if shift != 0:
+                    beginnings = at(i32(p, 1), (place_of_product + (panel * (length + behind) + length) * width) // 4)
+                    for j in range(width):
+                        beginnings[j] = 0
+                    for index in range(0, length * width, row):
+                        for j in range(width):
+                            for i in range(group):
+                                beginnings[j] -= shift * target[index + j * group + i]
 
     return kernel

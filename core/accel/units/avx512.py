@@ -30,33 +30,31 @@ _SIGNS = 0x80808080
 class _Products(narrow.Products):
     """Whole words, of bfloat16 or of unsigned bytes of A and signed ones of B.
 
-    Signed bytes of A are read as unsigned ones, 128 too large.
+    Signed bytes of A become unsigned ones as their signs are turned round, which adds `block.shift`.
     """
 
-    @property
-    def is_shifted(self) -> bool:
-        return self.block.element == "i8"
+    def __init__(self, builder: Any, block: NarrowBlock) -> None:
+        super().__init__(builder, block)
+        self.signs = self._signs() if block.shift else None
 
-    def shift(self, total: Any, b: Any) -> Any:
-        return self._multiply_bytes(total, self.constant(_SIGNS), b)
+    def _signs(self) -> Any:
+        """The sign bits of a vector of bytes; LLVM does not know the value, and so leaves the vector in a register."""
+        kind = ir.FunctionType(self.words, [self.words])
+        return self.builder.asm(kind, "", "=v,0", [self.constant(_SIGNS)], False)
 
     def split_b(self, b: Any) -> list[Any]:
         return [b]
 
     def split_a(self, word: Any) -> list[Any]:
-        return [self.splat(self.builder.xor(word, WORD(_SIGNS)) if self.is_shifted else word)]
+        a = self.splat(word)
+        return [self.builder.xor(a, self.signs) if self.block.shift else a]
 
     def add(self, total: Any, a: Any, b: Any) -> Any:
-        if self.block.element != "bf16":
-            return self._multiply_bytes(total, a, b)
-        halves = ir.VectorType(BFloat(), 2 * self.block.lanes)
-        values = [total, self.builder.bitcast(a, halves), self.builder.bitcast(b, halves)]
-        return self.call("llvm.x86.avx512bf16.dpbf16ps.512", self.type, values)
-
-    def _multiply_bytes(self, total: Any, a: Any, b: Any) -> Any:
-        quarters = ir.VectorType(BYTE, 4 * self.block.lanes)
-        values = [total, self.builder.bitcast(a, quarters), self.builder.bitcast(b, quarters)]
-        return self.call("llvm.x86.avx512.vpdpbusd.512", self.type, values)
+        group, lanes = self.block.group, self.block.lanes
+        parts = ir.VectorType(BFloat() if self.block.element == "bf16" else BYTE, group * lanes)
+        instruction = "avx512bf16.dpbf16ps" if self.block.element == "bf16" else "avx512.vpdpbusd"
+        values = [total, self.builder.bitcast(a, parts), self.builder.bitcast(b, parts)]
+        return self.call(f"llvm.x86.{instruction}.512", self.type, values)
 
 
 class _Stores(narrow.Stores):
@@ -67,18 +65,17 @@ class _Stores(narrow.Stores):
 
     @property
     def lanes(self) -> int:
-        """Pairs of vectors fill a cache line with bfloat16."""
-        return 2 * self.block.lanes if self.rounds else self.block.lanes
+        """Pairs of vectors, where a row has them, fill a cache line with bfloat16."""
+        return min(2 * self.block.lanes, self.block.columns) if self.rounds else self.block.lanes
 
     def rounded(self, bits: Any) -> Any:
-        builder, lanes = self.builder, bits.type.count
-        half = ir.VectorType(ir.FloatType(), lanes // 2)
-        lower, upper = (builder.bitcast(builder.shuffle_vector(bits, bits, ir.Constant(
-            ir.VectorType(WORD, lanes // 2), list(range(start, start + lanes // 2)))), half)
-            for start in (0, lanes // 2))
-        kind = ir.FunctionType(ir.VectorType(BFloat(), lanes), [half, half])
+        builder, lanes, width = self.builder, bits.type.count, self.block.lanes
+        floats = ir.VectorType(ir.FloatType(), width)
+        lower, upper = (builder.bitcast(_part(builder, bits, start, width), floats) for start in (0, lanes - width))
+        kind = ir.FunctionType(ir.VectorType(BFloat(), 2 * width), [floats, floats])
         convert = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
-        return builder.bitcast(builder.call(convert, [upper, lower]), ir.VectorType(SHORT, lanes))
+        pair = builder.bitcast(builder.call(convert, [upper, lower]), ir.VectorType(SHORT, 2 * width))
+        return _part(builder, pair, 0, lanes)
 
     def store_part(self, line: Any, place: Any, columns: Any) -> None:
         builder = self.builder
@@ -144,6 +141,12 @@ def _store_masked(builder: Any, value: Any, place: Any, count: Any) -> None:
     signature = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), WORD, mask.type])
     store = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{lanes}i{bits}.p0")
     builder.call(store, [value, builder.bitcast(place, kind.as_pointer()), WORD(bits // 8), mask])
+
+
+def _part(builder: Any, vector: Any, start: int, lanes: int) -> Any:
+    """So many lanes of a vector."""
+    order = ir.Constant(ir.VectorType(WORD, lanes), list(range(start, start + lanes)))
+    return builder.shuffle_vector(vector, vector, order)
 
 
 def _lanes_below(builder: Any, count: Any, lanes: int) -> Any:
