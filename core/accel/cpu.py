@@ -32,8 +32,8 @@ _LARGE = 1 << 19
 
 
 def _allocate(nbytes: int) -> Memory:
-    """Zeroed bytes at an aligned address."""
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    """Bytes at an aligned address, which may hold anything. `numpy.zeros` would not ask for large pages."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     skip = -address(raw) % ALIGNMENT
     return raw[skip:skip + nbytes]
 
