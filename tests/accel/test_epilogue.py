@@ -151,8 +151,8 @@ def test_kernels_without_epilogues_are_followed_by_a_loop(a, b, check):
 def test_phases_of_dot_products_are_each_followed_by_a_loop(check):
     """Of two lines of out each is a phase, and a run of memory."""
     options = {"input_dilation": (2, 1), "padding": ((1, 1), (0, 0))}
-    check(lambda x, w, row, whole: relu(convolved(x, w, options) * row + whole), drawn(1, 1, 3, 6), drawn(2, 1, 6, 1),
-          drawn(1), drawn(1, 2, 3, 1), fused=False)
+    check(lambda x, w, row, whole: relu(convolved(x, w, options) * row + whole), drawn(1, 1, 20, 6), drawn(2, 1, 6, 1),
+          drawn(1), drawn(1, 2, 20, 1), fused=False)
 
 
 def test_groups_of_few_channels_and_host_products_are_followed_by_a_loop(check):

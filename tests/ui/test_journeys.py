@@ -57,7 +57,7 @@ def start(page: Page, epochs: int) -> None:
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_role("combobox", name="Training")).to_have_value(re.compile("molecules-1"), timeout=PATIENCE)
     expect(page.get_by_text(re.compile(rf"Epoch \d+ of {epochs}, about"))).to_be_visible(timeout=PATIENCE)
-    expect(page.locator(CHART)).to_be_visible()
+    expect(page.locator(CHART)).to_be_visible(timeout=PATIENCE)
 
 
 def fill(page: Page, label: str, value: int) -> None:
@@ -106,7 +106,7 @@ def test_results_and_predictions(page: Page, ready: Path) -> None:
     table = page.get_by_role("table")
     for word in ("RMSE", "Model", "Baseline: mean", "Baseline: ridge"):
         expect(table).to_contain_text(word)
-    expect(page.locator(CHART)).to_be_visible()
+    expect(page.locator(CHART)).to_be_visible(timeout=PATIENCE)
     expect(page.get_by_text("Worst cases")).to_be_visible()
 
     open_tab(page, "Predict")
