@@ -61,6 +61,12 @@ def _points_of_ct(builder: Any, c: Sequence[Any]) -> Sequence[Any]:
     return c[0], builder.fadd(c[0], c[1]), builder.fsub(c[0], c[1]), builder.fsub(c[1].type(None), c[1])
 
 
+def _points_of_kernel(builder: Any, g: Sequence[Any]) -> Sequence[Any]:
+    """``G g``, of vectors."""
+    half, outer = ir.Constant(g[0].type, [0.5] * g[0].type.count), builder.fadd(g[0], g[2])
+    return (g[0], builder.fmul(half, builder.fadd(outer, g[1])), builder.fmul(half, builder.fsub(outer, g[1])), g[2])
+
+
 def _bit(builder: Any, bits: Any, number: int) -> Any:
     """Whether a bit is set."""
     return builder.icmp_signed("!=", builder.and_(bits, INDEX(1 << number)), INDEX(0))
@@ -184,50 +190,29 @@ def tile_of_kernel(block: Block, axes: int) -> Any:
 
     It is called ``tile_of_kernel(taps, tap_stride, target, point_stride)``, with taps and points in row-major order.
     """
-    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
-
-    @intrinsic
-    def emit(typing_context: Any, taps: Any, tap_stride: Any, target: Any, point_stride: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            taps, tap_stride, target, point_stride = values
-            vectors = Vectors(builder, block.element, block.lanes)
-            half = ir.Constant(vectors.type, [0.5] * block.lanes)
-
-            def transform(g: Sequence[Any]) -> Sequence[Any]:
-                outer = builder.fadd(g[0], g[2])
-                return (g[0], builder.fmul(half, builder.fadd(outer, g[1])),
-                        builder.fmul(half, builder.fsub(outer, g[1])), g[2])
-
-            grid = {place: vectors.load(builder.gep(taps, [builder.mul(INDEX(number), tap_stride)]))
-                    for number, place in enumerate(_positions(TAPS, axes))}
-            for axis in reversed(range(axes)):
-                grid = _along(grid, axis, transform, TAPS)
-            for number, place in enumerate(_positions(POINTS, axes)):
-                vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), point_stride)]))
-            return context.get_dummy_value()
-
-        return types.void(pointer, index, pointer, index), codegen
-
-    return emit
+    return _mapped(block, TAPS, axes, _points_of_kernel)
 
 
 def line_of_x(block: Block) -> Any:
     """A function for kernels, ``line_of_x(x, stride, target, point_stride)``: `tile_of_x` of four pixels."""
-    return _line(block, POINTS, _points_of_x)
+    return _mapped(block, POINTS, 1, _points_of_x)
 
 
 def line_of_ct(block: Block) -> Any:
     """A function for kernels, ``line_of_ct(ct, stride, target, point_stride)``: `tile_of_ct` of two pixels."""
-    return _line(block, PIXELS, _points_of_ct)
+    return _mapped(block, PIXELS, 1, _points_of_ct)
 
 
 def line_of_out(block: Block) -> Any:
     """A function for kernels, ``line_of_out(sums, point_stride, out, stride)``: `tile_of_out` of four sums."""
-    return _line(block, POINTS, _pixels_of_out)
+    return _mapped(block, POINTS, 1, _pixels_of_out)
 
 
-def _line(block: Block, extent: int, transform: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Any:
-    """A function for kernels that transforms so many vectors, a stride apart, into others; called as `line_of_x`."""
+def _mapped(block: Block, extent: int, axes: int, transform: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Any:
+    """A function for kernels that transforms vectors, so many along each axis and a stride apart, into others.
+
+    It is called as `tile_of_kernel`.
+    """
     pointer, index = types.CPointer(FLOATS[block.element]), types.int64
 
     @intrinsic
@@ -235,9 +220,12 @@ def _line(block: Block, extent: int, transform: Callable[[Any, Sequence[Any]], S
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             source, stride, target, target_stride = values
             vectors = Vectors(builder, block.element, block.lanes)
-            line = [vectors.load(builder.gep(source, [builder.mul(INDEX(number), stride)])) for number in range(extent)]
-            for number, value in enumerate(transform(builder, line)):
-                vectors.store(value, builder.gep(target, [builder.mul(INDEX(number), target_stride)]))
+            grid = {place: vectors.load(builder.gep(source, [builder.mul(INDEX(number), stride)]))
+                    for number, place in enumerate(_positions(extent, axes))}
+            for axis in reversed(range(axes)):
+                grid = _along(grid, axis, lambda line: transform(builder, line), extent)
+            for number, place in enumerate(sorted(grid)):
+                vectors.store(grid[place], builder.gep(target, [builder.mul(INDEX(number), target_stride)]))
             return context.get_dummy_value()
 
         return types.void(pointer, index, pointer, index), codegen
