@@ -7,6 +7,8 @@ Invariant: they only add entries to the store. What one fails to compile, or a p
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import json
 import os
 import subprocess
@@ -16,27 +18,46 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from core.accel import store, threads
+from core.accel import objects, store, threads, walker
 
 _WORTH = 8
 """Kernels that one core compiles in about twice the time in which a process starts."""
 
 
 def compile_missing(texts: Iterable[str]) -> None:
-    """Compile those kernels of several texts that the store lacks, on as many cores as plans run on."""
-    missing = deque(store.default().missing(texts))
+    """Compile those kernels of several texts that the store lacks, on as many cores as plans run on.
+
+    With them goes what runs plans, and before them, what they call: no two processes then compile the same.
+    """
+    missing = deque(store.default().missing([walker.ENTER, threads.WORK, *texts]))
     helpers = min(threads.pool().threads - 1, len(missing) // _WORTH)
+    if helpers > 0:
+        called = itertools.chain(*map(objects.callees_of, missing))
+        missing.extendleft(store.default().missing(called))
     feeders = [threading.Thread(target=_feed, args=(missing,), daemon=True) for _ in range(helpers)]
     for feeder in feeders:
         feeder.start()
     try:
         if feeders:
-            for text in _each(missing):
-                store.address(text)
+            with _uncollected():
+                for text in _each(missing):
+                    store.default().compile(text)
     finally:
         missing.clear()
         for feeder in feeders:
             feeder.join()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """A time without Python's collector of cycles, which would walk all that numba keeps for each kernel."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _each(missing: deque[str]) -> Iterator[str]:
@@ -66,9 +87,10 @@ def _serve() -> None:
     from numba import njit  # noqa: F401  what takes long to start
 
     print(flush=True)
-    for line in sys.stdin:
-        store.address(json.loads(line))
-        print(flush=True)
+    with _uncollected():
+        for line in sys.stdin:
+            store.default().compile(json.loads(line))
+            print(flush=True)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from numba import njit, types
 from core.accel.atomics import WORDS
 from core.accel.native import call
 SIGNATURE = types.void({types})
+kernel = {function}
 FASTMATH = set()
 for name in {helpers}:
     globals()[name] = njit(globals()[name], error_model="numpy")
@@ -83,7 +84,7 @@ def _native(function: Callable[..., None]) -> tuple[list[Any], Callable[..., int
     passed = [_TYPES[name][1] for name in names[1:]]
     words = [ctypes.c_void_p if issubclass(kind, np.generic) else kind for kind in passed]
     call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3, *words)
-    return passed, call(store.address(_text(function, names), function.__name__))
+    return passed, call(store.address(_text(function, names)))
 
 
 def _text(function: Callable[..., None], names: Sequence[str]) -> str:
@@ -91,7 +92,7 @@ def _text(function: Callable[..., None], names: Sequence[str]) -> str:
     assert module is not None
     helpers = [name for name in _functions(module) if name != function.__name__]
     return inspect.getsource(module) + _ENDING.format(types=", ".join(_TYPES[name][0] for name in names),
-                                                      helpers=helpers)
+                                                      function=function.__name__, helpers=helpers)
 
 
 def _functions(module: ModuleType) -> list[str]:

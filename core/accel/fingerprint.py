@@ -24,9 +24,9 @@ _IMPORT = re.compile(r"^[ \t]*import[ \t]+([^\n]+)", re.MULTILINE)
 _NAME = re.compile(r"[\w.]+")
 
 
-def key(text: str, function: str, modules: Iterable[str]) -> str:
-    """The key of `function` in a text that builds on `modules` (see `closure`)."""
-    parts = [machine(), function, text, *(f"{name} {_examine(name)[0]}" for name in modules)]
+def key(text: str, modules: Iterable[str]) -> str:
+    """The key of a text that builds on `modules` (see `closure`)."""
+    parts = [machine(), text, *(f"{name} {_examine(name)[0]}" for name in modules)]
     return _digest("\0".join(parts).encode())
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import itertools
 import linecache
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
 from core.engine.errors import DeviceError, compose
@@ -23,18 +24,20 @@ _numbers = itertools.count()  # names of libraries
 
 
 class ObjectCode(NamedTuple):
-    """An object file and the symbol of its one entry point."""
+    """An object file, the symbol of its one entry point, and the texts of what it calls (see `callee`)."""
 
     symbol: str
+    callees: tuple[str, ...]
     content: bytes
 
 
-def compile_text(text: str, function: str, name: str) -> ObjectCode:
-    """Compile `function` of a text with numba; `name` is what tracebacks call the text."""
+def compile_text(text: str, name: str) -> ObjectCode:
+    """Compile the function `kernel` of a text with numba; `name` is what tracebacks call the text."""
     from llvmlite.binding import initialize_native_asmparser
     from numba import njit
     from numba.core import config
 
+    from core.accel.callee import callees
     from core.accel.pointer import KERNEL
 
     if config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes its settings when it starts
@@ -46,9 +49,10 @@ def compile_text(text: str, function: str, name: str) -> ObjectCode:
     without_wrappers: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiler = njit(signature, error_model="numpy", fastmath=set(namespace.get("FASTMATH", FASTMATH)), nogil=True,
                     **without_wrappers)
-    compiled = compiler(namespace[function]).overloads[signature.args]
-    _check_symbols(compiled.library, name)
-    return ObjectCode(compiled.fndesc.llvm_func_name, compiled.library._get_compiled_object())
+    called = callees(namespace["kernel"])
+    compiled = compiler(namespace["kernel"]).overloads[signature.args]
+    _check_symbols(compiled.library, name, set(map(callee_symbol, called)))
+    return ObjectCode(compiled.fndesc.llvm_func_name, called, compiled.library._get_compiled_object())
 
 
 def _execute(text: str, filename: str) -> dict[str, Any]:
@@ -63,17 +67,34 @@ def _execute(text: str, filename: str) -> dict[str, Any]:
     return namespace
 
 
-def _check_symbols(library: Any, name: str) -> None:
+def _check_symbols(library: Any, name: str, callees: Set[str]) -> None:
     """Refuse code that calls into numba's own runtime: a process that loads it later has no numba."""
     process = ctypes.CDLL(None)
     for called in library._final_module.functions:
-        if called.is_declaration and not called.name.startswith("llvm.") and not hasattr(process, called.name):
-            raise RuntimeError(f"{name} calls {called.name}, which is neither in libc nor in libm")
+        known = called.name in callees or called.name.startswith("llvm.") or hasattr(process, called.name)
+        if called.is_declaration and not known:
+            raise RuntimeError(f"{name} calls {called.name}, which is neither in libc nor in libm, nor a callee among "
+                               "its variables")
 
 
-def link(code: ObjectCode) -> int:
-    """Load object code into this process and return the address of its entry point."""
-    return _load(_library().add_object_img(code.content), code.symbol)
+def callee_symbol(text: str) -> str:
+    """The symbol by which kernels call that of a text."""
+    return f"tilework_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def callees_of(text: str) -> tuple[str, ...]:
+    """Texts of what the kernel of a text will call (see `callee`)."""
+    from core.accel.callee import callees
+
+    return callees(_execute(text, "<tilework>")["kernel"])
+
+
+def link(code: ObjectCode, address_of: Callable[[str], int]) -> int:
+    """Load object code into this process, given the addresses of the texts that it calls; where its entry point is."""
+    library = _library().add_object_img(code.content)
+    for text in code.callees:
+        library.import_symbol(callee_symbol(text), address_of(text))
+    return _load(library, code.symbol)
 
 
 def link_text(text: str, symbol: str, symbols: Mapping[str, int]) -> int:

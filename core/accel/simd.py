@@ -13,6 +13,7 @@ from typing import Any
 from numba import types
 from numba.core import cgutils
 
+from core.accel.callee import calling
 from core.accel.chips import Block
 from core.accel.pointer import intrinsic
 from core.accel.prefetch import SECOND, emit_prefetch
@@ -124,19 +125,30 @@ def tile(block: Block) -> Any:
     `row_offsets` and `c_offsets` must hold `block.rows` readable offsets even where `rows` is less. Sums run in the
     order of t, then k, one fused multiply-add each. With each of them goes a prefetch of what comes next: from `ahead`
     on, `ahead_stride` elements apart.
+
+    It is compiled on its own: inlined, it would take most of the time of each kernel that has it.
     """
-    pointer = types.CPointer(FLOATS[block.element])
-    index, offsets = types.int64, types.CPointer(types.int64)
-    arguments = (pointer, offsets, index, offsets, index, pointer, index, index, index, pointer, offsets, *[index] * 3,
-                 pointer, index)
+    text = (f"from core.accel.chips import Block\nfrom core.accel.simd import tile_callee, tile_signature\n"
+            f"SIGNATURE = tile_signature({block!r})\nkernel = tile_callee({block!r})\n")
+    return calling(text, tile_signature(block))
+
+
+def tile_signature(block: Block) -> Any:
+    """The signature of `tile`."""
+    pointer, index, offsets = types.CPointer(FLOATS[block.element]), types.int64, types.CPointer(types.int64)
+    return types.void(pointer, offsets, index, offsets, index, pointer, index, index, index, pointer, offsets,
+                      *[index] * 3, pointer, index)
+
+
+def tile_callee(block: Block) -> Any:
+    """What `tile` calls."""
+    signature = tile_signature(block)
     widths = (1, block.vectors) if block.vectors > 1 else (1,)
 
     @intrinsic
-    def emit(typing_context: Any, a: Any, row_offsets: Any, depth_stride: Any, tap_offsets: Any, taps: Any, b: Any,
-             tap_stride: Any, b_stride: Any, depth: Any, c: Any, c_offsets: Any, rows: Any, columns: Any,
-             accumulate: Any, ahead: Any, ahead_stride: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            given = _Operands(*values)
+    def emit(typing_context: Any, *arguments: Any) -> Any:
+        def codegen(context: Any, builder: Any, typed: Any, values: Any) -> Any:
+            given = _Operands(*cgutils.unpack_tuple(builder, values[0]))
 
             def emit_height(height: int) -> None:
                 choose(builder, given.columns, [width * block.lanes for width in widths],
@@ -145,9 +157,15 @@ def tile(block: Block) -> Any:
             choose(builder, given.rows, block.heights, emit_height)
             return context.get_dummy_value()
 
-        return types.void(*arguments), codegen
+        return types.void(types.StarArgTuple(signature.args)), codegen
 
-    return emit
+    def kernel(a: Any, row_offsets: Any, depth_stride: int, tap_offsets: Any, taps: int, b: Any, tap_stride: int,
+               b_stride: int, depth: int, c: Any, c_offsets: Any, rows: int, columns: int, accumulate: int, ahead: Any,
+               ahead_stride: int) -> None:
+        emit(a, row_offsets, depth_stride, tap_offsets, taps, b, tap_stride, b_stride, depth, c, c_offsets, rows,
+             columns, accumulate, ahead, ahead_stride)
+
+    return kernel
 
 
 def dot(element: str, lanes: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -27,30 +28,29 @@ from core.engine.errors import DeviceError, compose
 CAPACITY = 512 << 20
 """Bytes that the entries may take; those used least recently go first."""
 
-_MAGIC = b"tilework entry 1\n"
+_MAGIC = b"tilework entry 2\n"
 _KINDS = (".kernel", ".plan")
 _log = logging.getLogger("tilework.store")
 _started = time.time() - 1.0
 
 
-def address(text: str, function: str = "kernel") -> int:
-    """Native address of a compiled function.
+def address(text: str) -> int:
+    """Native address of a compiled kernel.
 
     The code follows numba's raw convention: ``int32 f(void** result, void** exception, ...)``, the function's own
     arguments behind two scratch slots.
 
     Parameters
     ----------
-    text : Python source that defines `function`. It may also define ``SIGNATURE``, a numba signature (otherwise
-        ``pointer.KERNEL``), and ``FASTMATH``, a set of LLVM flags (otherwise ``objects.FASTMATH``)
-    function : name of the function in the text
+    text : Python source that defines the function `kernel`. It may also define ``SIGNATURE``, a numba signature
+        (otherwise ``pointer.KERNEL``), and ``FASTMATH``, a set of LLVM flags (otherwise ``objects.FASTMATH``)
 
     Raises
     ------
     DeviceError
         If others may write to the directory of the store, or numba is needed and missing.
     """
-    return default().address(text, function)
+    return default().address(text)
 
 
 def addresses(texts: Iterable[str]) -> list[int]:
@@ -77,20 +77,25 @@ class Store:
     def __init__(self, directory: Path, capacity: int = CAPACITY) -> None:
         self.directory = directory
         self.capacity = capacity
-        self._loaded: dict[tuple[str, str], int] = {}
+        self._loaded: dict[str, int] = {}
         self._lock = threading.Lock()
         _make_private(directory)
         os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release,
                             after_in_child=self._lock.release)
 
-    def address(self, text: str, function: str = "kernel") -> int:
-        """Native address of a compiled function; see `store.address`."""
-        found = self._loaded.get((text, function))
+    def address(self, text: str) -> int:
+        """Native address of a compiled kernel; see `store.address`."""
+        found = self._loaded.get(text)
         if found is None:
             with self._lock:
-                found = self._loaded.get((text, function)) or self._load(text, function)
-                self._loaded[text, function] = found
+                found = self._address(text)
         return found
+
+    def compile(self, text: str) -> None:
+        """Compile the kernel of a text, unless it was found by now, and keep it; this process does not load it."""
+        with self._lock:
+            if self.missing([text]):
+                self._compile(text, self._path(text).name)
 
     def entries(self) -> set[str]:
         """Names of all entries in the directory."""
@@ -98,26 +103,31 @@ class Store:
 
     def used(self) -> set[str]:
         """Names of the entries of all kernels that this process has loaded."""
-        return {self._path(text, function).name for text, function in self._loaded}
+        return {self._path(text).name for text in self._loaded}
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         """Those texts, each once, whose kernels this process has not loaded and the directory lacks."""
         return [text for text in dict.fromkeys(texts)
-                if (text, "kernel") not in self._loaded and not self._path(text, "kernel").exists()]
+                if text not in self._loaded and not self._path(text).exists()]
 
-    def _path(self, text: str, function: str) -> Path:
-        return self.directory / f"{fingerprint.key(text, function, fingerprint.closure(text))}.kernel"
+    def _path(self, text: str) -> Path:
+        return self.directory / f"{fingerprint.key(text, fingerprint.closure(text))}.kernel"
 
-    def _load(self, text: str, function: str) -> int:
-        name = self._path(text, function).name
-        body = self.read(name)
-        if body is not None:
-            symbol, _, content = body.partition(b"\n")
-            return objects.link(ObjectCode(symbol.decode(), content))
-        code = objects.compile_text(text, function, f"{function} {name[:12]}")
-        self.keep(name, code.symbol.encode() + b"\n" + code.content,
-                  map(fingerprint.source, fingerprint.closure(text)))
-        return objects.link(code)
+    def _address(self, text: str) -> int:
+        """As `address`, for who holds the lock: a kernel loads what it calls."""
+        found = self._loaded.get(text)
+        if found is None:
+            name = self._path(text).name
+            body = self.read(name)
+            code = self._compile(text, name) if body is None else _code(body)
+            found = self._loaded[text] = objects.link(code, self._address)
+        return found
+
+    def _compile(self, text: str, name: str) -> ObjectCode:
+        code = objects.compile_text(text, name[:12])
+        head = json.dumps([code.symbol, code.callees]).encode()
+        self.keep(name, head + b"\n" + code.content, map(fingerprint.source, fingerprint.closure(text)))
+        return code
 
     def read(self, name: str) -> bytes | None:
         """The content of an entry, marked as used; None if there is none or it is damaged."""
@@ -152,6 +162,13 @@ class Store:
                 break
             path.unlink(missing_ok=True)
             excess -= size
+
+
+def _code(body: bytes) -> ObjectCode:
+    """The object code that an entry holds."""
+    head, _, content = body.partition(b"\n")
+    symbol, callees = json.loads(head)
+    return ObjectCode(symbol, tuple(callees), content)
 
 
 def edited(sources: Iterable[Path]) -> list[Path]:

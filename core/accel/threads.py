@@ -22,7 +22,8 @@ from core.accel.walker import Call
 from core.engine.errors import ConfigError, compose
 
 MAXIMUM = 256
-_WORK = "from core.accel.native import WORK as SIGNATURE, work\n"
+WORK = "from core.accel.native import WORK as SIGNATURE, work as kernel\n"
+"""The text of what a thread of a pool does."""
 
 
 class Pool:
@@ -97,7 +98,7 @@ _scratch = (ctypes.c_void_p * 2)()
 @functools.cache
 def _work() -> Callable[..., int]:
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3, ctypes.c_int64)
-    return kind(store.address(_WORK, "work"))
+    return kind(store.address(WORK))
 
 
 _shared: Pool | None = None

@@ -230,7 +230,8 @@ def address(array: NDArray[Any]) -> int:
 
 @functools.cache
 def _enter() -> Builtin:
-    return Builtin("run", store.address(_ENTER, "enter"), "a call takes as many arrays as its plan is given")
+    return Builtin("run", store.address(ENTER), "a call takes as many arrays as its plan is given")
 
 
-_ENTER = "from core.accel.native import ENTER as SIGNATURE, enter\n"
+ENTER = "from core.accel.native import ENTER as SIGNATURE, enter as kernel\n"
+"""The text of what runs a plan."""

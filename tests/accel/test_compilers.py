@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.accel import compilers, store, threads
+from core.accel import compilers, store, threads, walker
 from core.accel.store import Store
 
 KERNEL = "def kernel(p, d, begin, end):\n    d[0] = {number}\n"
@@ -40,12 +40,13 @@ def test_all_kernels_come_into_the_store(own_store: Store, started: list[subproc
     assert own_store.missing(TEXTS) == TEXTS
     compilers.compile_missing([*TEXTS, TEXTS[0]])
     assert own_store.missing(TEXTS) == []
-    assert len(own_store.entries()) == len(TEXTS)
+    assert own_store.missing([walker.ENTER, threads.WORK]) == []
+    assert len(own_store.entries()) == len(TEXTS) + 2
     assert [process.returncode for process in started] == [0, 0]
 
 
 def test_few_kernels_are_left_to_this_process(own_store: Store, started: list[subprocess.Popen[str]]) -> None:
-    compilers.compile_missing(TEXTS[:compilers._WORTH - 1])
+    compilers.compile_missing(TEXTS[:compilers._WORTH - 3])  # two texts more run plans
     assert not started
     assert not own_store.entries()
 

@@ -192,17 +192,17 @@ def test_code_of_an_edited_source_is_not_kept(tmp_path: Path, monkeypatch: pytes
     assert entries(tmp_path) == []
 
 
-def test_texts_functions_and_settings_have_their_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    def key(text: str, function: str) -> str:
-        return fingerprint.key(text, function, fingerprint.closure(text))
+def test_texts_and_settings_have_their_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(text: str) -> str:
+        return fingerprint.key(text, fingerprint.closure(text))
 
-    keys = {key(scale(1), "kernel"), key(scale(2), "kernel"), key(scale(1), "other")}
+    keys = {key(scale(1)), key(scale(2))}
     monkeypatch.setenv("NUMBA_OPT", "1")
     fingerprint.machine.cache_clear()
-    keys.add(key(scale(1), "kernel"))
+    keys.add(key(scale(1)))
     monkeypatch.undo()
     fingerprint.machine.cache_clear()
-    assert len(keys) == 4
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize("line", [

@@ -201,10 +201,10 @@ def mode(typing_context, value):
         return context.get_dummy_value()
     return types.void(types.int64), codegen
 
-def set_mode(value):
+def kernel(value):
     mode(value)
 """
-    address = store.address(text, "set_mode")
+    address = store.address(text)
     set_mode = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int64)(address)
     ieee, flush = (0x1F80, 0x9FC0) if platform.machine() in ("x86_64", "AMD64") else (0, 1 << 24)
     scratch = (ctypes.c_void_p * 2)()
