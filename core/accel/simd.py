@@ -21,6 +21,8 @@ from core.accel.registers import FLOATS, INDEX, Vectors, choose
 
 UNROLLED = 4
 """Steps of a sum that are written out, where strides are known."""
+ROWS_AHEAD = 64
+"""Rows of a panel between what is multiplied and what is fetched: where B comes from memory, the hardware alone is late."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ def _emit_tile(builder: Any, block: Block, height: int, vectors: int, given: _Op
                 emit_prefetch(builder, builder.load(ahead), cache=SECOND)
                 builder.store(builder.gep(builder.load(ahead), [given.ahead_stride]), ahead)
                 k = builder.add(first, INDEX(number))
-                emit_products(builder.gep(a, [builder.mul(k, a_stride)]), builder.gep(b, [builder.mul(k, b_stride)]))
+                b_row = builder.gep(b, [builder.mul(k, b_stride)])
+                if unrolled > 1:
+                    for start in starts:
+                        emit_prefetch(builder, builder.gep(b_row, [INDEX(ROWS_AHEAD * block.columns + start)]))
+                emit_products(builder.gep(a, [builder.mul(k, a_stride)]), b_row)
         if unrolled > 1:
             with cgutils.for_range_slice(builder, whole, given.depth, INDEX(1), INDEX) as (k, _):
                 emit_products(builder.gep(a, [builder.mul(k, a_stride)]), builder.gep(b, [builder.mul(k, b_stride)]))

@@ -26,7 +26,9 @@ from numba.core import cgutils
 from core.accel.chips import Block
 from core.accel.kernels.tiles import PIXELS, POINTS, TAPS
 from core.accel.pointer import intrinsic
+from core.accel.prefetch import emit_prefetch
 from core.accel.registers import FLOATS, INDEX, Vectors, choose
+from core.accel.simd import ROWS_AHEAD
 
 _Grid = dict[tuple[int, ...], Any]
 """Vectors by their position along the axes of a tile."""
@@ -268,6 +270,8 @@ def products(block: Block) -> Any:
                 offsets = [builder.mul(INDEX(row), a_stride) for row in range(height)]
                 with cgutils.for_range(builder, depth) as loop:  # written out, it would spill registers
                     b_row = builder.gep(b, [builder.mul(loop.index, INDEX(block.columns))])
+                    for start in starts:
+                        emit_prefetch(builder, builder.gep(b_row, [INDEX(ROWS_AHEAD * block.columns + start)]))
                     b_vectors = [vectors.load(builder.gep(b_row, [INDEX(start)])) for start in starts]
                     column = builder.gep(a, [loop.index])
                     for offset, row_slots in zip(offsets, slots, strict=True):
