@@ -22,7 +22,7 @@ from core.accel.registers import FLOATS, INDEX, Vectors, choose
 UNROLLED = 4
 """Steps of a sum that are written out, where strides are known."""
 ROWS_AHEAD = 64
-"""Rows of a panel between what is multiplied and what is fetched: where B comes from memory, the hardware alone is late."""
+"""Rows of a panel between what is multiplied and what is fetched: of B in memory, the hardware alone fetches late."""
 
 
 @dataclass(frozen=True)
