@@ -284,30 +284,31 @@ def _emit_dots(builder: Any, block: Block, columns: int, a: Any, stride: Any, ro
 
 
 def outer(block: Block, depth: int) -> Any:
-    """A function for kernels, ``outer(a, row_stride, depth_stride, rows, b, columns, out, out_stride)``:
+    """A function for kernels, ``outer(a, row_stride, a_offsets, rows, b, b_offsets, columns, out, out_stride)``:
 
-    ``out[i * out_stride + j] = sum over k < depth of a[i * row_stride + k * depth_stride] * b[k * width + j]``
+    ``out[i * out_stride + j] = sum over k < depth of a[i * row_stride + a_offsets[k]] * b[b_offsets[k] + j]``
 
-    The width is that of the block; there are no more columns than that, and b can be read to its width.
+    There are no more columns than the block has, and b can be read to its width.
     """
-    pointer, index = types.CPointer(FLOATS[block.element]), types.int64
+    pointer, index, offsets = types.CPointer(FLOATS[block.element]), types.int64, types.CPointer(types.int64)
     starts = [INDEX(vector * block.lanes) for vector in range(block.vectors)]
 
     @intrinsic
-    def emit(typing_context: Any, a: Any, row_stride: Any, depth_stride: Any, rows: Any, b: Any, columns: Any, out: Any,
-             out_stride: Any) -> Any:
+    def emit(typing_context: Any, a: Any, row_stride: Any, a_offsets: Any, rows: Any, b: Any, b_offsets: Any,
+             columns: Any, out: Any, out_stride: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            a, row_stride, depth_stride, rows, b, columns, out, out_stride = values
+            a, row_stride, a_offsets, rows, b, b_offsets, columns, out, out_stride = values
             lanes = Vectors(builder, block.element, block.lanes)
-            b_rows = [[lanes.load(builder.gep(b, [builder.add(INDEX(k * block.columns), start)])) for start in starts]
-                      for k in range(depth)]
+            places = [builder.load(builder.gep(a_offsets, [INDEX(k)])) for k in range(depth)]
+            b_starts = [builder.gep(b, [builder.load(builder.gep(b_offsets, [INDEX(k)]))]) for k in range(depth)]
+            b_rows = [[lanes.load(builder.gep(b_start, [start])) for start in starts] for b_start in b_starts]
 
             def each_row(masks: Sequence[Any]) -> None:
                 with cgutils.for_range(builder, rows) as loop:
                     sums = [lanes.zero for _ in starts]
-                    for k, b_row in enumerate(b_rows):
-                        place = builder.add(builder.mul(loop.index, row_stride), builder.mul(depth_stride, INDEX(k)))
-                        factor = lanes.broadcast(builder.load(builder.gep(a, [place])))
+                    a_row = builder.gep(a, [builder.mul(loop.index, row_stride)])
+                    for place, b_row in zip(places, b_rows, strict=True):
+                        factor = lanes.broadcast(builder.load(builder.gep(a_row, [place])))
                         sums = [lanes.fma(factor, vector, total) for vector, total in zip(b_row, sums, strict=True)]
                     line = builder.gep(out, [builder.mul(loop.index, out_stride)])
                     for total, start, mask in zip(sums, starts, masks, strict=True):
@@ -320,6 +321,6 @@ def outer(block: Block, depth: int) -> Any:
                     each_row([lanes.mask(columns, vector * block.lanes) for vector in range(block.vectors)])
             return context.get_dummy_value()
 
-        return types.void(pointer, index, index, index, pointer, index, pointer, index), codegen
+        return types.void(pointer, index, offsets, index, pointer, offsets, index, pointer, index), codegen
 
     return emit

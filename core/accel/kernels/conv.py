@@ -21,7 +21,7 @@ from core.accel.kernels.grouped import needs_loop
 from core.accel.kernels.pad import Padding, padded
 from core.accel.kernels.rounding import rounding
 from core.accel.kernels.taps import is_run, offsets, pixel_dims, runs_on, tap_strides
-from core.accel.kernels.thin import suits_dots, suits_outer
+from core.accel.kernels.thin import is_short, short_sums, suits_dots, suits_outer
 from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
 from core.engine import dtypes
 
@@ -77,17 +77,24 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
         return [*steps, grouped.conv(x, w, out, stride, dilation, groups)]
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
     if prod(w.shape[:-2]) == max(stride) == groups == 1 and x.is_contiguous and out.is_contiguous:
-        pixels, matrix, sums = _flat(x), replace(w, shape=w.shape[-2:], strides=w.strides[-2:]), _flat(out)
-        if x.dtype is out.dtype and (suits_dots(pixels, matrix, sums)  # a few dot products for each pixel
-                                     or (epilogue is None and suits_outer(pixels, matrix, sums))):
-            return [*steps, *matmul(pixels, matrix, sums, epilogue)]
+        flat, matrix, sums = _flat(x), replace(w, shape=w.shape[-2:], strides=w.strides[-2:]), _flat(out)
+        if x.dtype is out.dtype and (suits_dots(flat, matrix, sums)  # a few dot products for each pixel
+                                     or suits_outer(flat, matrix, sums)):
+            return [*steps, *matmul(flat, matrix, sums, epilogue)]
     joined = runs_on(x, dilation, groups)
     packed, pack_steps = pack(_by_group(w, groups), shared=False, joined=joined)
     taps = offsets(w.shape[:-3] if joined else w.shape[:-2], tap_strides(x, dilation))
+    pixels, depth, tap_stride = pixel_dims(x, out, stride), packed.shape[-2], prod(packed.shape[-3:])
+    if groups == 1 and x.dtype is out.dtype and is_short(len(taps) * depth, group_out, out):
+        a_offsets = [tap + k * x.strides[-1] for tap in taps for k in range(depth)]
+        b_offsets = [tap * tap_stride + k * packed.shape[-1] for tap in range(len(taps)) for k in range(depth)]
+        lines = [(extent, along, 0, to) for extent, along, to in pixels[:-1]]
+        return [*steps, *pack_steps, short_sums(x, packed, out, pixels[-1], lines, a_offsets, b_offsets,
+                                                packed.strides[-3], "conv", epilogue)]
     convolution = Product(
-        x, packed, out, rows=pixel_dims(x, out, stride), columns=group_out, depth=(packed.shape[-2], x.strides[-1]),
+        x, packed, out, rows=pixels, columns=group_out, depth=(depth, x.strides[-1]),
         batch=((groups, group_in * x.strides[-1], packed.strides[0], group_out),),
-        taps=taps, tap_stride=prod(packed.shape[-3:]), epilogue=epilogue)
+        taps=taps, tap_stride=tap_stride, epilogue=epilogue)
     return [*steps, *pack_steps, convolution.step("conv")]
 
 

@@ -64,8 +64,8 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fix
         return thin(a, b, out, epilogue, is_fixed)
     if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
         return [*thin(transposed(b), transposed(a), transposed(out)), *behind]
-    if plain and epilogue is None and suits_outer(a, b, out):
-        return outer_step(a, b, out)
+    if plain and suits_outer(a, b, out):
+        return outer_step(a, b, out, epilogue)
     packed, steps = pack(b)
     return [*steps, *matmul_packed(a, packed, out, epilogue)]
 

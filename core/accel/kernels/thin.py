@@ -6,6 +6,7 @@ many products, or is small beside the other one, is packed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, prod
 from typing import Any
@@ -23,8 +24,6 @@ DOT_GRAIN = 16
 DOTS_COLUMNS = 8
 """Columns up to which sums along rows of A are cheaper than vectors of columns."""
 
-OUTER_DEPTH = 4
-"""Indices of K up to which the rows of B stay in registers."""
 OUTER_ROWS = 32
 """Rows of an outer product that stay in the first cache while their columns are written."""
 
@@ -102,18 +101,44 @@ def dots_step(a: View, b: View, out: View) -> list[Step]:
 
 def suits_outer(a: View, b: View, out: View) -> bool:
     """Whether `outer_step` fits: sums so short that a block of them costs less than to begin it."""
-    (depth, columns), lanes = b.shape[-2:], block_for(host(), out.dtype.short, 1).lanes
-    return depth <= OUTER_DEPTH and columns >= lanes and a.shape[-2] >= OUTER_ROWS
-
-
-def outer_step(a: View, b: View, out: View) -> list[Step]:
-    """The steps of ``out = a @ b`` for few indices of K, see `suits_outer`; the columns of out have stride 1."""
     depth, columns = b.shape[-2:]
+    return is_short(depth, columns, out) and a.shape[-2] >= OUTER_ROWS
+
+
+def is_short(depth: int, columns: int, out: View) -> bool:
+    """Whether rows of B for a sum stay in registers, where a block of sums would be, and fill them."""
+    block = block_for(host(), out.dtype.short, columns)
+    return depth <= block.rows - 2 and columns >= block.lanes
+
+
+def outer_step(a: View, b: View, out: View, epilogue: Epilogue | None = None) -> list[Step]:
+    """The steps of ``out = a @ b`` for few indices of K, see `suits_outer`; the columns of out have stride 1."""
     packed, steps = float_panels.pack(b)
-    strides = (*a.strides[-2:], out.strides[-2])
-    extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / OUTER_ROWS)
-    text = _text("outer_kernel", block_for(host(), out.dtype.short, columns), depth)
-    return [*steps, _direct_step(text, a, packed, out, strides, extent, 1, "matmul outer")]
+    a_offsets, b_offsets = ([k * stride for k in range(b.shape[-2])] for stride in (a.strides[-1], packed.strides[-2]))
+    row, lines = (out.shape[-2], a.strides[-2], out.strides[-2]), batch_dims(a, packed, out)
+    return [*steps, short_sums(a, packed, out, row, lines, a_offsets, b_offsets, packed.strides[-3], "matmul outer",
+                               epilogue)]
+
+
+def short_sums(a: View, packed: View, out: View, row: Dim, lines: Sequence[Dim], a_offsets: Sequence[int],
+               b_offsets: Sequence[int], panel: int, name: str, epilogue: Epilogue | None = None) -> Step:
+    """A step of sums so short that all of B they meet stays in registers.
+
+    ``out[line, i, j] = sum over k of a[line, i, a_offsets[k]] * packed[line, panel of j, b_offsets[k], j]``
+
+    Parameters
+    ----------
+    row : extent of i, its stride in a and in out
+    lines : (extent, stride in a, packed and out) of the dims that together count the lines
+    panel : elements of packed between two panels
+    """
+    columns, depth = out.shape[-1], len(a_offsets)
+    block = block_for(host(), out.dtype.short, columns)
+    dims = (columns, *row, panel, len(lines), *a_offsets, *b_offsets, *sum(lines, ()))
+    extent = prod(line[0] for line in lines) * ceil(row[0] / OUTER_ROWS)
+    step = Step(_text("outer_kernel", block, depth), (a, packed, out), (2,), dims, extent, 1, name,
+                2 * out.size * depth, sum(view.buffer.nbytes for view in (a, packed, out)))
+    return step if epilogue is None else epilogue.attach(step, block.columns, in_place=True)
 
 
 def _text(factory: str, *arguments: object) -> str:
@@ -208,26 +233,38 @@ def dots_kernel(block: Block, columns: int) -> Any:
     return kernel
 
 
-def outer_kernel(block: Block, depth: int) -> Any:
-    """Kernel for few indices of K; units are (product, block of rows); p = a, panels of b, out.
+def outer_kernel(block: Block, depth: int, epilogue: Any = None) -> Any:
+    """Kernel of `short_sums`; units are (line, block of rows); p = a, panels of b, out, and those of the epilogue.
 
-    d = M, N, K, strides of M and K in a and of M in out, batch rank, then (extent, a, b, out) of each dim.
+    d = columns, rows and their strides in a and out, elements between panels, rank of lines, offsets in a and in b of
+    each index of the sum, then (extent, a, b, out) of each dim of lines.
     """
     from core.accel import pointer, simd
+    from core.accel.kernels.scalar import leave
 
     typed = getattr(pointer, block.element)
     at, strided, outer, width = pointer.at, pointer.strided, simd.outer(block, depth), block.columns
+    (fetch, finish), fused = epilogue or (leave, leave), epilogue is not None
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
-        rows, columns, a_row, a_depth, out_row, rank, batch_dims = d[0], d[1], d[3], d[4], d[5], d[6], at(d, 7)
+        columns, rows, a_row, out_row, panel, rank = d[0], d[1], d[2], d[3], d[4], d[5]
+        a_offsets, b_offsets, lines = at(d, 6), at(d, 6 + depth), at(d, 6 + 2 * depth)
         blocks = (rows + OUTER_ROWS - 1) // OUTER_ROWS
         for unit in range(begin, end):
-            product, first = unit // blocks, unit % blocks * OUTER_ROWS
-            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
-            b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product))
-            out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first * out_row)
+            line, first = unit // blocks, unit % blocks * OUTER_ROWS
+            count = min(OUTER_ROWS, rows - first)
+            a = at(typed(p, 0), strided(lines, rank, 4, 1, line) + first * a_row)
+            b = at(typed(p, 1), strided(lines, rank, 4, 2, line))
+            place = strided(lines, rank, 4, 3, line) + first * out_row
             for column in range(0, columns, width):
-                outer(a, a_row, a_depth, min(OUTER_ROWS, rows - first), at(b, column * depth),
-                      min(width, columns - column), at(out, column), out_row)
+                valid, sums = min(width, columns - column), at(typed(p, 2), place + column)
+                if fused:
+                    for row in range(count):
+                        fetch(at(p, 3), sums, place + row * out_row + column, column, columns, valid)
+                outer(a, a_row, a_offsets, count, at(b, column // width * panel), b_offsets, valid, sums, out_row)
+                if fused:
+                    for row in range(count):
+                        done = row * out_row
+                        finish(at(p, 3), at(sums, done), place + done + column, column, columns, valid)
 
     return kernel
