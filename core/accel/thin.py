@@ -1,6 +1,8 @@
 """Vector code for thin products: a row or a few of A by some vectors of columns of B, which is read where it lies.
 
-Invariant: an element is one chain of fused multiply-adds in the order of depth, whatever its place.
+Invariant: the order of an element's sum depends on the rows alone, and not on its place. Where there is one row, even
+and odd indices of depth have a chain of fused multiply-adds each, since one chain would wait for itself; more rows have
+one chain each.
 """
 
 from __future__ import annotations
@@ -43,23 +45,35 @@ def _emit(builder: Any, block: Block, height: int, vectors: int, is_full: bool, 
     rows = [builder.select(builder.icmp_signed("<", INDEX(row), last), INDEX(row), last) for row in range(height)]
     a_rows = [builder.gep(given.a, [builder.mul(row, given.a_row)]) for row in rows]
     out_rows = [builder.gep(given.out, [builder.mul(row, given.out_row)]) for row in rows]
-    places = [[(lanes.slot(), builder.gep(out_row, [start]), mask) for start, mask in zip(starts, masks, strict=True)]
+    places = [[(builder.gep(out_row, [start]), mask) for start, mask in zip(starts, masks, strict=True)]
               for out_row in out_rows]
-    with builder.if_else(builder.icmp_signed("!=", given.accumulate, INDEX(0))) as (resume, fresh):
-        with resume:
-            for slot, place, mask in itertools.chain(*places):
-                builder.store(lanes.load(place, mask), slot)
-        with fresh:
-            for slot, _, _ in itertools.chain(*places):
-                builder.store(lanes.zero, slot)
-    with cgutils.for_range(builder, given.depth) as loop:
-        b_row = builder.gep(given.b, [builder.mul(loop.index, given.b_depth)])
+    chains = 2 if height == 1 else 1
+    slots = [[[lanes.slot() for _ in starts] for _ in rows] for _ in range(chains)]
+    for slot in itertools.chain(*itertools.chain(*slots)):
+        builder.store(lanes.zero, slot)
+    with builder.if_then(builder.icmp_signed("!=", given.accumulate, INDEX(0))):
+        for slot, (place, mask) in zip(itertools.chain(*slots[0]), itertools.chain(*places), strict=True):
+            builder.store(lanes.load(place, mask), slot)
+
+    def add(k: Any, chain: int) -> None:
+        b_row = builder.gep(given.b, [builder.mul(k, given.b_depth)])
         b_vectors = [lanes.load(builder.gep(b_row, [start]), mask) for start, mask in zip(starts, masks, strict=True)]
-        for a_row, row_places in zip(a_rows, places, strict=True):
-            factor = lanes.broadcast(builder.load(builder.gep(a_row, [builder.mul(loop.index, given.a_depth)])))
-            for (slot, _, _), vector in zip(row_places, b_vectors, strict=True):
+        for a_row, row_slots in zip(a_rows, slots[chain], strict=True):
+            factor = lanes.broadcast(builder.load(builder.gep(a_row, [builder.mul(k, given.a_depth)])))
+            for slot, vector in zip(row_slots, b_vectors, strict=True):
                 builder.store(lanes.fma(factor, vector, builder.load(slot)), slot)
-    for slot, place, mask in itertools.chain(*places):
+
+    whole = builder.sub(given.depth, builder.srem(given.depth, INDEX(chains)))
+    with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(chains), INDEX) as (k, _):
+        for chain in range(chains):
+            add(builder.add(k, INDEX(chain)), chain)
+    with builder.if_then(builder.icmp_signed("<", whole, given.depth)):
+        add(whole, 0)
+    totals = list(itertools.chain(*slots[0]))
+    for others in slots[1:]:
+        for slot, other in zip(totals, itertools.chain(*others), strict=True):
+            builder.store(builder.fadd(builder.load(slot), builder.load(other)), slot)
+    for slot, (place, mask) in zip(totals, itertools.chain(*places), strict=True):
         lanes.store(builder.load(slot), place, mask)
 
 
@@ -86,7 +100,8 @@ def tile(block: Block) -> Any:
                     with full:
                         _emit(builder, block, height, block.vectors, True, given)
                     with part:
-                        choose(builder, given.columns, [block.lanes, block.columns], lambda columns: _emit(
+                        sizes = [block.lanes, 2 * block.lanes, block.columns]
+                        choose(builder, given.columns, sizes, lambda columns: _emit(
                             builder, block, height, columns // block.lanes, False, given))
 
             choose(builder, given.rows, block.heights, emit_height)

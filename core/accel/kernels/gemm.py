@@ -277,16 +277,17 @@ def product_kernel(block: Block, source: str, epilogue: Any = None) -> Any:
                     for row_block in range(unit, stop):
                         first_row = (row_block - group * row_blocks) * height
                         rows = min(height, row_count - first_row)
-                        position = first_row % inner
+                        position, offset = first_row % inner, strided(row_dims, row_rank, 3, 1, first_row)
+                        out_offset = strided(row_dims, row_rank, 3, 2, first_row)
                         for row in range(height):
-                            if row >= rows or (row > 0 and position < inner):
-                                offsets[row] = offsets[row - 1] + (inner_stride if row < rows else 0)
-                                out_offsets[row] = out_offsets[row - 1] + (inner_step if row < rows else 0)
-                            else:
-                                offsets[row] = strided(row_dims, row_rank, 3, 1, first_row + row)
-                                out_offsets[row] = strided(row_dims, row_rank, 3, 2, first_row + row)
-                                position = first_row % inner if row == 0 else 0
-                            position += 1
+                            offsets[row], out_offsets[row] = offset, out_offset
+                            if row + 1 < rows:
+                                position += 1
+                                offset += inner_stride
+                                out_offset += inner_step
+                                if position == inner:
+                                    position, offset = 0, strided(row_dims, row_rank, 3, 1, first_row + row + 1)
+                                    out_offset = strided(row_dims, row_rank, 3, 2, first_row + row + 1)
                         part = a_offset + start * depth_stride
                         coming = offsets[0] + ahead if row_block + 1 < stop else tap_count * count * depth_stride
                         a_ahead = at(write(p, 0), part + tap_offsets[tap] + coming)
