@@ -20,13 +20,17 @@ SETTLE = 0.02
 """Seconds between two turns, in which threads of the last one go to sleep."""
 HOPELESS = 1.6
 """A peer that takes so many times the best one's time in the first round is measured no more."""
+DISTURBED, PATIENCE = 1.25, 3
+"""Rounds go on while a median is so many times the fastest call, up to so many times the rounds: a neighbour of the
+machine comes and goes within a second or two, for us and for the peers alike."""
 TOLERANCE = {"f32": 2e-3, "bf16": 2e-2, "int8": 2e-3}
 """Relative difference of root mean squares that counts as the same computation."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: rounds, seconds of a turn, and seconds of a call from which three rounds must do."""
+    """How much is measured: rounds if nothing disturbs them, seconds of a turn, and seconds of a call from which three
+    rounds must do."""
 
     rounds: int = 5
     seconds: float = 0.06
@@ -81,7 +85,9 @@ def measure(row: Row, workers: Sequence[WorkerProcess], effort: Effort) -> Recor
     record = Record(row.name, row.family, flops=row.flops, nbytes=row.nbytes, count=row.count)
     turns = _built(row, workers, record)
     times: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(effort.rounds):
+    for number in range(PATIENCE * effort.rounds):
+        if number >= effort.rounds and not _is_disturbed(times, record.least):
+            break
         for name, (worker, variant) in turns.items():
             time.sleep(SETTLE)
             answer = worker.ask("measure", variant=variant, seconds=effort.seconds)
@@ -100,6 +106,13 @@ def measure(row: Row, workers: Sequence[WorkerProcess], effort: Effort) -> Recor
     record.peers = medians
     record.load = (begin, os.getloadavg()[0])
     return record
+
+
+def _is_disturbed(times: dict[str, list[float]], least: dict[str, float]) -> bool:
+    """Whether other work on the machine was in the way of ours or of the best peer."""
+    medians = {name: statistics.median(each) for name, each in times.items() if each}
+    best = min((name for name in medians if name != OURS), key=medians.__getitem__, default=OURS)
+    return any(medians[name] > DISTURBED * least[name] for name in {OURS, best} & medians.keys())
 
 
 def _built(row: Row, workers: Sequence[WorkerProcess], record: Record) -> dict[str, tuple[WorkerProcess, str]]:

@@ -32,8 +32,9 @@ INTRODUCTION = """# Results: kernels
 
 `tilework bench` measures this page: every row is one computation, ours beside PyTorch (eager and compiled),
 onnxruntime, OpenVINO and JAX, each in a process of its own with the same {threads} threads on the same cores. The
-processes take turns; a figure is the median of {rounds} turns after warm-up, and the ratio is the best peer's time over
-ours: above 1 we are faster. All draw the same numbers, and a peer counts only if its result has the same root mean
+processes take turns; a figure is the median of {rounds} turns after warm-up, or of up to three times as many while the
+median of ours or of the best peer is more than a quarter above its fastest call, and the ratio is the best peer's time
+over ours: above 1 we are faster. All draw the same numbers, and a peer counts only if its result has the same root mean
 square. Inputs lie as each library prefers; weights of inference are constants, which a library may prepare once.
 PyTorch compiles whole networks and chains, not lone convolutions and products, for which the compiler calls the same
 library. OpenVINO's bf16 is its float32 model with bf16 inside; int8 of onnxruntime, OpenVINO and PyTorch are their
