@@ -1,8 +1,7 @@
 """Vector code for thin products: a row or a few of A by some vectors of columns of B, which is read where it lies.
 
-Invariant: the order of an element's sum depends on the rows alone, and not on its place. Where there is one row, even
-and odd indices of depth have a chain of fused multiply-adds each, since one chain would wait for itself; more rows have
-one chain each.
+Invariant: an element is one chain of fused multiply-adds in the order of depth, whatever its place, or several chains
+that take turns, where a row alone would wait for its own.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class _Operands:
     accumulate: Any
 
 
-def _emit(builder: Any, block: Block, height: int, vectors: int, is_full: bool, given: _Operands) -> None:
+def _emit(builder: Any, block: Block, height: int, vectors: int, chains: int, is_full: bool, given: _Operands) -> None:
     """The sums of `height` rows by `vectors` vectors; where there are fewer rows, the last one is computed again."""
     lanes = Vectors(builder, block.element, block.lanes)
     starts = [INDEX(vector * block.lanes) for vector in range(vectors)]
@@ -47,7 +46,6 @@ def _emit(builder: Any, block: Block, height: int, vectors: int, is_full: bool, 
     out_rows = [builder.gep(given.out, [builder.mul(row, given.out_row)]) for row in rows]
     places = [[(builder.gep(out_row, [start]), mask) for start, mask in zip(starts, masks, strict=True)]
               for out_row in out_rows]
-    chains = 2 if height == 1 else 1
     slots = [[[lanes.slot() for _ in starts] for _ in rows] for _ in range(chains)]
     for slot in itertools.chain(*itertools.chain(*slots)):
         builder.store(lanes.zero, slot)
@@ -77,13 +75,14 @@ def _emit(builder: Any, block: Block, height: int, vectors: int, is_full: bool, 
         lanes.store(builder.load(slot), place, mask)
 
 
-def tile(block: Block) -> Any:
+def tile(block: Block, chains: int) -> Any:
     """A function for kernels that computes at most `block.rows` x `block.columns` elements:
 
     ``out[i * out_row + j] (+)= sum over k of a[i * a_row + k * a_depth] * b[k * b_depth + j]``
 
     It is called ``tile(a, a_row, a_depth, b, b_depth, depth, out, out_row, rows, columns, accumulate)``. Strides count
-    elements; j has stride 1 in b and out. Nothing beyond the columns is read or written.
+    elements; j has stride 1 in b and out. Nothing beyond the columns is read or written. `chains` are those
+    of a single row.
     """
     pointer, index = types.CPointer(FLOATS[block.element]), types.int64
     arguments = (pointer, index, index, pointer, index, index, pointer, *[index] * 4)
@@ -95,14 +94,15 @@ def tile(block: Block) -> Any:
             given = _Operands(*values)
 
             def emit_height(height: int) -> None:
+                own_chains = chains if height == 1 else 1
                 is_full = builder.icmp_signed(">=", given.columns, INDEX(block.columns))
                 with builder.if_else(is_full) as (full, part):
                     with full:
-                        _emit(builder, block, height, block.vectors, True, given)
+                        _emit(builder, block, height, block.vectors, own_chains, True, given)
                     with part:
                         sizes = [block.lanes, 2 * block.lanes, block.columns]
                         choose(builder, given.columns, sizes, lambda columns: _emit(
-                            builder, block, height, columns // block.lanes, False, given))
+                            builder, block, height, columns // block.lanes, own_chains, False, given))
 
             choose(builder, given.rows, block.heights, emit_height)
             return context.get_dummy_value()

@@ -116,8 +116,8 @@ def test_a_block_has_no_more_rows_than_a_set_of_the_cache(depth, stride, rows, m
 
 
 @pytest.mark.parametrize(("batch", "m", "k", "n"), [
-    ((), 1, 300, 300), ((), 3, 70, 130), ((), 1, 0, 99), ((), 2, 1000, 65), ((2, 3), 1, 17, 190), ((), 1, 5, 64),
-    ((), 2, 7, 1)])
+    ((), 1, 300, 300), ((), 3, 70, 130), ((), 1, 0, 99), ((), 2, 1000, 65), ((2, 3), 1, 17, 190),
+    ((), 1, 1100, 500), ((), 1, 5, 64), ((), 2, 7, 1)])
 @pytest.mark.parametrize("layout", ["plain", "transposed", "gapped"])
 def test_thin_products_are_the_same_whether_b_is_packed(batch, m, k, n, layout):
     rng = np.random.default_rng(7)

@@ -17,6 +17,8 @@ from core.accel.step import Epilogue, Step, View
 
 THIN = 4
 """Rows, or columns, below which a product is thin."""
+CHAINS = 2
+"""Chains of the sums of a single row where B comes from a cache; from memory it comes too slowly for more than one."""
 THIN_DEPTH = 8
 """Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
 DOT_GRAIN = 16
@@ -55,20 +57,22 @@ def thin(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fixed
 
     The columns of b and out have stride 1. If b `is_fixed`, it may be packed, so that it is read from end to end.
     """
-    block = thin_block_for(host(), out.dtype.short)
+    block, depth = thin_block_for(host(), out.dtype.short), max(1, b.shape[-2])
+    is_near = b.shape[-1] * b.shape[-2] * b.dtype.itemsize <= host().second_cache
+    chains = CHAINS if is_near else 1  # the same for a fixed B, so that the bits are
     if is_fixed and b.shape[-1] > block.columns:
         packed, steps = float_panels.pack(b, block=block)
-        return [*steps, _thin_step(block, a, packed, out, epilogue, a.shape[-1])]
-    fits = b.shape[-1] * b.shape[-2] * b.dtype.itemsize <= host().second_cache
+        return [*steps, _thin_step(block, chains, a, packed, out, epilogue, depth)]
     panels = float_panels.in_place(b, block)
-    return [_thin_step(block, a, panels, out, epilogue, max(1, b.shape[-2]) if fits else THIN_DEPTH)]
+    return [_thin_step(block, chains, a, panels, out, epilogue, depth if is_near else THIN_DEPTH)]
 
 
-def _thin_step(block: Block, a: View, panels: View, out: View, epilogue: Epilogue | None, depth_block: int) -> Step:
+def _thin_step(block: Block, chains: int, a: View, panels: View, out: View, epilogue: Epilogue | None,
+               depth_block: int) -> Step:
     """The step of `thin` for the panels of B; a pass takes `depth_block` of their rows."""
     strides = (*a.strides[-2:], *panels.strides[-3:-1], out.strides[-2], depth_block)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
-    step = _direct_step(_text("thin_kernel", block), a, panels, out, strides, extent, 1, "matmul thin")
+    step = _direct_step(_text("thin_kernel", block, chains), a, panels, out, strides, extent, 1, "matmul thin")
     return step if epilogue is None else epilogue.attach(step, block.columns, in_place=True)
 
 
@@ -148,7 +152,7 @@ def _text(factory: str, *arguments: object) -> str:
             f"kernel = {factory}({values})\n")
 
 
-def thin_kernel(block: Block, epilogue: Any = None) -> Any:
+def thin_kernel(block: Block, chains: int, epilogue: Any = None) -> Any:
     """Kernel for few rows; units are (product, panel of B); p = a, panels of b, out.
 
     d = M, N, K, strides of M and K in a, of panels and K in b and of M in out, indices of K in a pass, batch rank, then
@@ -158,7 +162,7 @@ def thin_kernel(block: Block, epilogue: Any = None) -> Any:
     from core.accel.kernels.scalar import leave
 
     typed = getattr(pointer, block.element)
-    at, strided, tile, width = pointer.at, pointer.strided, thin.tile(block), block.columns
+    at, strided, tile, width = pointer.at, pointer.strided, thin.tile(block, chains), block.columns
     _, finish = epilogue or (leave, leave)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
