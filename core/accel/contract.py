@@ -70,7 +70,8 @@ def conv(values: Values, equation: Equation, epilogue: Epilogue | None) -> list[
     x, kernel = values.solid(equation.inputs[0]), equation.inputs[1]
     # Packing turns the kernel as it goes, but the order of narrow sums would follow its strides.
     w = values.solid(kernel) if x.dtype in narrow.DTYPES else values.memory(kernel)
-    return conv_kernels.conv(x, w, values.fresh(equation.outputs[0]), **equation.params, epilogue=epilogue)
+    return conv_kernels.conv(x, w, values.fresh(equation.outputs[0]), **equation.params, epilogue=epilogue,
+                             is_fixed=w.buffer in values.fixed)
 
 
 def conv_dw(values: Values, equation: Equation) -> list[Step]:

@@ -11,8 +11,10 @@ from core.accel import chips
 from core.accel.kernels import conv as conv_kernels
 from core.accel.kernels import winograd, winograd_dw
 from core.accel.kernels.tiles import Tiles, slots_of
+from core.accel.plan import make_plan
 from core.engine import ops
-from core.engine.jit import jit
+from core.engine.backends import Options
+from core.engine.jit import close, jit
 from tests.accel.stepping import Memory
 from tests.accel.test_conv import evaluate, expected_conv, expected_conv_dw, laid_out
 
@@ -122,6 +124,16 @@ def test_units_share_the_outputs_of_few_tiles():
     memory = Memory()
     x, w = (memory.view(np.zeros(shape, np.float32)) for shape in ((1, 4, 4, 4, 256), (3, 3, 3, 256, 256)))
     assert by_tiles(x, w, x, ((1, 1),) * 3)[-1].extent >= 4
+
+
+def test_tiles_of_few_pixels_are_for_kernels_that_are_transformed_once():
+    w, x = ops.zeros((3, 3, 3, 64, 64)), ops.zeros((1, 4, 4, 4, 64))
+    stride, padding, dilation, input_dilation = settings_of(((1, 1),) * 3)
+    graph = close(jit(lambda w, x: ops.conv(x, w, stride=stride, padding=padding, dilation=dilation,
+                                            input_dilation=input_dilation, groups=1)).trace(w, x))
+    by_held = {held: make_plan(graph, Options(held=held), "cpu") for held in (0, 1)}
+    names = {held: [step.name for step in (*plan.prologue, *plan.body)] for held, plan in by_held.items()}
+    assert "winograd conv" in names[1] and "winograd conv" not in names[0]
 
 
 @pytest.mark.parametrize("extent", [2, 3, 4, 7, 8])

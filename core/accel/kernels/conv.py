@@ -33,7 +33,8 @@ with the kernel and what is written."""
 
 
 def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-         input_dilation: Sequence[int], groups: int, epilogue: Epilogue | None = None) -> list[Step]:
+         input_dilation: Sequence[int], groups: int, epilogue: Epilogue | None = None,
+         is_fixed: bool = False) -> list[Step]:
     """Steps of a cross-correlation, as XLA's conv_general_dilated has it, or of what the epilogue makes of it.
 
     ``out[n, o, c] = sum over k, i of x'[n, o * stride + k * dilation, i] * w[k, i, c]``, where x' is x with
@@ -47,13 +48,14 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
     stride, dilation, input_dilation : one number for each space dim, at least 1
     padding : (low, high) for each space dim; negative numbers crop
     groups : divides both channel counts
+    is_fixed : whether w serves many calls, so that it does not count what is made of it once
     """
     if not out.is_contiguous:
         raise ValueError(f"a convolution writes a contiguous array; out {out.shape} has strides {out.strides}")
     if out.size == 0:
         return []
     if not needs_loop(w.shape[-1], groups):
-        plain = partial(_plain_conv, epilogue=epilogue)
+        plain = partial(_plain_conv, epilogue=epilogue, is_fixed=is_fixed)
         return _by_phase(plain, x, w, out, stride, padding, dilation, input_dilation, groups)
     total = contiguous(dtypes.float32, out.shape, "sums") if out.dtype is dtypes.bfloat16 else out
     steps = _by_phase(_plain_conv, x, w, total, stride, padding, dilation, input_dilation, groups)
@@ -62,7 +64,7 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
 
 
 def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-                groups: int, epilogue: Epilogue | None = None) -> list[Step]:
+                groups: int, epilogue: Epilogue | None = None, is_fixed: bool = False) -> list[Step]:
     """Steps of `conv` without input dilation; out may have gaps between its pixels."""
     if out.size == 0:
         return []
@@ -70,7 +72,7 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
         return _narrow_conv(x, w, out, stride, padding, dilation, groups, epilogue)
     if depthwise.fits(x, w, out, groups):
         return depthwise.conv(x, w, out, stride, padding, dilation)
-    if winograd.fits(x, w, out, stride, padding, dilation, groups):
+    if winograd.fits(x, w, out, stride, padding, dilation, groups, is_fixed):
         return winograd.conv(x, w, out, padding, epilogue)
     x, steps = padded(x, padding)
     if needs_loop(w.shape[-1], groups):

@@ -49,15 +49,18 @@ LEAST_UNITS = 6
 
 
 def fits(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],
-         groups: int) -> bool:
-    """Whether a convolution can be done this way, and is quicker so by a rough count of its work."""
+         groups: int, is_fixed: bool = False) -> bool:
+    """Whether a convolution can be done this way, and is quicker so by a rough count of its work.
+
+    A kernel that `is_fixed` is transformed once, which does not count.
+    """
     if not can_be_tiled(x, w, out, stride, padding, dilation, groups):
         return False
     tiles, (inputs, outputs) = Tiles.over(x, w, out, padding), w.shape[-2:]
     columns = up(outputs, block_for(host(), "f32", outputs).columns)
     direct = prod(out.shape[:-1]) * prod(w.shape)
-    ours = tiles.points * (tiles.count * (inputs * columns + TRANSFORM * (inputs + columns))
-                           + _TRANSFORM_OF_KERNEL * inputs * columns)
+    of_kernel = 0 if is_fixed else _TRANSFORM_OF_KERNEL * inputs * columns
+    ours = tiles.points * (tiles.count * (inputs * columns + TRANSFORM * (inputs + columns)) + of_kernel)
     return ours <= WORTHWHILE * direct
 
 
