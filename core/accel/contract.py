@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from core.accel import slices
 from core.accel.kernels import conv as conv_kernels
@@ -79,16 +78,10 @@ def conv_dw(values: Values, equation: Equation) -> list[Step]:
     x, ct = (values.solid(value) for value in equation.inputs)
     params = {name: value for name, value in equation.params.items() if name != "kernel"}
     out = values.fresh(equation.outputs[0])
-    if _is_pointwise(out.shape[:-2], **equation.params):  # pixels meet pixels
+    if max(params["input_dilation"]) == 1 and conv_kernels.is_pointwise(
+            out.shape[:-2], params["stride"], params["padding"], params["groups"]):
         pixels, inputs, outputs = x.size // x.shape[-1], x.shape[-1], ct.shape[-1]
         return slices.product(replace(x, shape=(inputs, pixels), strides=(1, inputs)),
                               replace(ct, shape=(pixels, outputs), strides=(outputs, 1)),
                               replace(out, shape=(inputs, outputs), strides=(outputs, 1)))
     return conv_kernels.conv_dw(x, ct, out, **params)
-
-
-def _is_pointwise(taps: Sequence[int], *, stride: Sequence[int], padding: Sequence[Sequence[int]],
-                  input_dilation: Sequence[int], groups: int, **others: Any) -> bool:
-    """Whether a convolution takes each pixel for itself."""
-    return (groups == 1 and all(extent == 1 for extent in (*taps, *stride, *input_dilation))
-            and not any(low or high for low, high in padding))

@@ -62,6 +62,22 @@ class Vectors:
         return self._call(f"llvm.masked.load.{self.suffix}.p0", self.type,
                           [self._pointer(pointer), align, mask, self.zero])
 
+    def load_widened(self, pointer: Any, source: str, mask: Any = None) -> Any:
+        """Elements of bf16, i8 or u8 as float32, which holds them exactly."""
+        narrow = ir.IntType(16 if source == "bf16" else 8)
+        kind = ir.VectorType(narrow, self.lanes)
+        place = self.builder.bitcast(pointer, kind.as_pointer())
+        if mask is None:
+            values = self.builder.load(place, align=narrow.width // 8)
+        else:
+            values = self._call(f"llvm.masked.load.v{self.lanes}i{narrow.width}.p0", kind,
+                                [place, LANE(narrow.width // 8), mask, ir.Constant(kind, None)])
+        if source != "bf16":
+            return (self.builder.sitofp if source == "i8" else self.builder.uitofp)(values, self.type)
+        words = ir.VectorType(LANE, self.lanes)
+        upper = self.builder.shl(self.builder.zext(values, words), ir.Constant(words, [16] * self.lanes))
+        return self.builder.bitcast(upper, self.type)
+
     def store(self, value: Any, pointer: Any, mask: Any = None) -> None:
         if mask is None:
             self.builder.store(value, self._pointer(pointer), align=self.align)

@@ -15,7 +15,7 @@ from numba.core import cgutils
 
 from core.accel.callee import calling
 from core.accel.chips import Block
-from core.accel.pointer import intrinsic
+from core.accel.pointer import ELEMENTS, intrinsic
 from core.accel.prefetch import SECOND, emit_prefetch
 from core.accel.registers import FLOATS, INDEX, Vectors, choose
 
@@ -213,8 +213,8 @@ def dot(element: str, lanes: int) -> Any:
     return emit
 
 
-def dots(block: Block, columns: int) -> Any:
-    """A function for kernels, ``dots(a, row_stride, rows, b, depth, out)``:
+def dots(block: Block, columns: int, source: str) -> Any:
+    """A function for kernels, ``dots(a, row_stride, rows, b, depth, out)``, where a has elements of type `source`:
 
     ``out[i * columns + j] = sum over k of a[i * row_stride + k] * b[k // width, j, k % width]``
 
@@ -222,7 +222,7 @@ def dots(block: Block, columns: int) -> Any:
     more columns than lanes: a block of rows has as many sums as fit in a vector.
     """
     pointer, index = types.CPointer(FLOATS[block.element]), types.int64
-    height = block.lanes // columns
+    height, elements = block.lanes // columns, types.CPointer(ELEMENTS[source])
 
     @intrinsic
     def emit(typing_context: Any, a: Any, row_stride: Any, rows: Any, b: Any, depth: Any, out: Any) -> Any:
@@ -233,7 +233,7 @@ def dots(block: Block, columns: int) -> Any:
             def block_from(row: Any, left: Any) -> None:
                 start = builder.gep(first, [builder.mul(row, stride)])
                 place = builder.gep(target, [builder.mul(row, INDEX(columns))])
-                _emit_dots(builder, block, columns, start, stride, left, weights, length, place)
+                _emit_dots(builder, block, columns, source, start, stride, left, weights, length, place)
 
             with cgutils.for_range_slice(builder, INDEX(0), whole, INDEX(height), INDEX) as (row, _):
                 block_from(row, None)
@@ -241,13 +241,13 @@ def dots(block: Block, columns: int) -> Any:
                 block_from(whole, builder.sub(count, whole))
             return context.get_dummy_value()
 
-        return types.void(pointer, index, index, pointer, index, pointer), codegen
+        return types.void(elements, index, index, pointer, index, pointer), codegen
 
     return emit
 
 
-def _emit_dots(builder: Any, block: Block, columns: int, a: Any, stride: Any, rows: Any, b: Any, depth: Any,
-               out: Any) -> None:
+def _emit_dots(builder: Any, block: Block, columns: int, source: str, a: Any, stride: Any, rows: Any, b: Any,
+               depth: Any, out: Any) -> None:
     """One block of `dots`; where there are fewer rows (else None), the last one is computed again."""
     lanes, width = Vectors(builder, block.element, block.lanes), block.columns
     height = block.lanes // columns
@@ -269,7 +269,8 @@ def _emit_dots(builder: Any, block: Block, columns: int, a: Any, stride: Any, ro
             factors = [lanes.load(builder.gep(panel, [INDEX(column * width + vector)]), mask)
                        for column in range(columns)]
             for start, row_slots in zip(starts, slots, strict=True):
-                value = lanes.load(builder.gep(start, [builder.add(k, INDEX(vector))]), mask)
+                place = builder.gep(start, [builder.add(k, INDEX(vector))])
+                value = lanes.load(place, mask) if source in FLOATS else lanes.load_widened(place, source, mask)
                 for factor, slot in zip(factors, row_slots, strict=True):
                     builder.store(lanes.fma(value, factor, builder.load(slot)), slot)
 

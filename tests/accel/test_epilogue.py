@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def check(apart):
             # Sums of bfloat16 a unit apart may be further apart behind a subtraction.
             assert_agree(expected, actual, 2e-2 if expected.dtype is dtypes.bfloat16 else None)
         found = names(function, *arguments)
-        assert any(name.startswith(("conv", "matmul")) and "+" in name for name in found) == fused, found
+        assert any(re.match(r"(conv|matmul|winograd)( \w+)?\+", name) for name in found) == fused, found
 
     return compare
 
@@ -93,6 +94,12 @@ def test_products_of_other_floats(name, dtype, check):
     for m, k, n in SHAPES:
         check(lambda a, b, *rest: EPILOGUES[name](a @ b, *rest), drawn(m, k, dtype=dtype), drawn(k, n, dtype=dtype),
               drawn(n, dtype=dtype), drawn(m, 1, dtype=dtype), drawn(m, n, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "bf16"])
+def test_few_columns_of_narrow_products(dtype, check):
+    a, b = drawn(70, 40, dtype=dtype), drawn(40, 2, dtype="bf16" if dtype == "bf16" else "i8")
+    check(lambda a, b: ops.round((a @ b).astype("f32") * 0.01).astype("i8"), a, b, fused=False)
 
 
 @pytest.mark.parametrize("dtype", ["i8", "u8"])

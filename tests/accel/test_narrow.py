@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.accel import chips, threads
-from core.accel.kernels import conv, gemm, grouped, narrow, narrow_panels
+from core.accel.kernels import conv, float_panels, gemm, grouped, narrow, narrow_panels, thin
 from core.engine import dtypes
 from core.engine.errors import ConfigError
 from core.engine.jit import jit
@@ -24,6 +24,7 @@ SHAPES = [  # batch, M, K, N
     ((), 1, 1, 1), ((), 16, 32, 16), ((), 32, 64, 32), ((), 33, 65, 70), ((), 31, 40, 33), ((), 17, 300, 5),
     ((), 3, 7, 64), ((), 1, 500, 40), ((), 40, 1, 1), ((), 5, 0, 3), ((), 0, 4, 4), ((), 4, 4, 0), ((), 70, 2000, 150),
     ((), 32, 3100, 32), ((3,), 16, 24, 40), ((2, 3), 7, 9, 5), ((0,), 3, 3, 3),
+    ((), 40, 64, 1), ((), 37, 70, 2), ((2,), 33, thin.EXACT_DEPTH, 2), ((), 40, thin.EXACT_DEPTH + 1, 1),
 ]
 LAYOUTS = [("plain", "plain"), ("transposed", "transposed"), ("within", "within"), ("gapped", "plain")]
 
@@ -33,7 +34,7 @@ def chip(request, monkeypatch):
     """A chip that the kernels take for this machine, as far as its units are there."""
     if request.param.name == "amx" and not request.param.features <= chips._features():
         pytest.skip("this machine has no tiles")
-    for module in (narrow, narrow_panels, grouped, conv):
+    for module in (narrow, narrow_panels, grouped, conv, thin, float_panels):
         monkeypatch.setattr(module, "host", lambda: request.param)
     return request.param
 
@@ -229,6 +230,32 @@ def assert_convolutions(kind):
 @pytest.mark.parametrize("kind", ["bf16", "i8"])
 def test_convolutions(chip, kind):
     assert_convolutions(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_outputs_of_pixels_are_sums_along_them(chip, kind):
+    rng = np.random.default_rng(11)
+    left, right, _ = KINDS[kind]
+    x, w = values(rng, (2, 5, 7, 44), left), values(rng, (1, 1, 44, 2), right)
+    settings = ((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), 1)
+    names, shape = [], (2, 5, 7, 2)
+
+    def build(*views):
+        steps = conv.conv(*views, *settings)
+        names.extend(step.name for step in steps)
+        return steps
+
+    found = run(build, (x, w), shape, kind, 1)
+    assert "matmul dots" in names
+    x64, w64 = numbers(x, left), numbers(w, right)[0, 0]
+    assert_near(found, x64 @ w64, np.abs(x64) @ np.abs(w64), 44, kind)
+
+
+@pytest.mark.parametrize("kind, number", [("i8", -128), ("u8", 255)])
+def test_the_largest_sums_of_float32_are_exact(chip, kind, number):
+    a = np.full((32, thin.EXACT_DEPTH), number, KINDS[kind][0].replace("i", "int").replace("u", "uint"))
+    a[:, -1] -= np.sign(number).astype(a.dtype)  # so that an odd number is lost if the sum rounds
+    assert_product(a, np.full((thin.EXACT_DEPTH, 1), -127, np.int8), kind)
 
 
 @pytest.fixture

@@ -68,6 +68,10 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
     """Steps of `conv` without input dilation; out may have gaps between its pixels."""
     if out.size == 0:
         return []
+    if x.is_contiguous and out.is_contiguous and is_pointwise(w.shape[:-2], stride, padding, groups):
+        matrices = _flat(x), replace(w, shape=w.shape[-2:], strides=w.strides[-2:]), _flat(out)
+        if suits_dots(*matrices) or (x.dtype not in narrow.DTYPES and suits_outer(*matrices)):
+            return matmul(*matrices, epilogue)
     if x.dtype in narrow.DTYPES and not needs_loop(w.shape[-1], groups):
         return _narrow_conv(x, w, out, stride, padding, dilation, groups, epilogue)
     if depthwise.fits(x, w, out, groups):
@@ -78,11 +82,6 @@ def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pad
     if needs_loop(w.shape[-1], groups):
         return [*steps, grouped.conv(x, w, out, stride, dilation, groups)]
     group_in, group_out = w.shape[-2], w.shape[-1] // groups
-    if prod(w.shape[:-2]) == max(stride) == groups == 1 and x.is_contiguous and out.is_contiguous:
-        flat, matrix, sums = _flat(x), replace(w, shape=w.shape[-2:], strides=w.strides[-2:]), _flat(out)
-        if x.dtype is out.dtype and (suits_dots(flat, matrix, sums)  # a few dot products for each pixel
-                                     or suits_outer(flat, matrix, sums)):
-            return [*steps, *matmul(flat, matrix, sums, epilogue)]
     joined = runs_on(x, dilation, groups)
     packed, pack_steps = pack(_by_group(w, groups), shared=False, joined=joined)
     taps = offsets(w.shape[:-3] if joined else w.shape[:-2], tap_strides(x, dilation))
@@ -145,6 +144,11 @@ def _narrow_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Pa
         part = replace(out, shape=(1, count, *out.shape[2:]), offset=place)
         steps += [*pad_steps, product(strip, part)]
     return steps
+
+
+def is_pointwise(taps: Sequence[int], stride: Sequence[int], padding: Padding, groups: int) -> bool:
+    """Whether a convolution takes each pixel for itself, so that it is a product of matrices."""
+    return prod(taps) == max(stride) == groups == 1 and not any(low or high for low, high in padding)
 
 
 def _flat(view: View) -> View:

@@ -49,15 +49,15 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fix
     _check(out)
     if out.size == 0:
         return []
-    if a.dtype in narrow.DTYPES:
-        return narrow.matmul(a, b, out, epilogue)
-    depth, columns = b.shape[-2:]
-    rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
-    plain = a.dtype is out.dtype and depth > 0
-    runs = plain and a.strides[-1] == b.strides[-2] == 1
-    behind = [] if epilogue is None else [epilogue.alone(out)]
+    (depth, columns), behind = b.shape[-2:], [] if epilogue is None else [epilogue.alone(out)]
+    is_narrow = a.dtype in narrow.DTYPES
+    plain = depth > 0 and (is_narrow or a.dtype is out.dtype)
     if plain and suits_dots(a, b, out):
         return [*dots_step(a, b, out), *behind]
+    if is_narrow:
+        return narrow.matmul(a, b, out, epilogue)
+    rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
+    runs = plain and a.strides[-1] == b.strides[-2] == 1
     if runs and min(rows, columns) < THIN:
         return [dot_step(a, b, out), *behind]
     if plain and rows < THIN and b.strides[-1] == 1:

@@ -13,7 +13,10 @@ from typing import Any
 
 from core.accel.chips import Block, block_for, host, thin_block_for
 from core.accel.kernels import float_panels
-from core.accel.step import Epilogue, Step, View
+from core.accel.kernels.narrow import DTYPES as NARROW
+from core.accel.kernels.rounding import rounding
+from core.accel.step import Epilogue, Step, View, contiguous
+from core.engine import dtypes
 
 THIN = 4
 """Rows, or columns, below which a product is thin."""
@@ -23,8 +26,10 @@ THIN_DEPTH = 8
 """Rows of a large B that are read side by side, each from end to end: streams that the hardware can follow."""
 DOT_GRAIN = 16
 """Dot products that a thread gets at least."""
-DOTS_COLUMNS = 8
-"""Columns up to which sums along rows of A are cheaper than vectors of columns."""
+DOTS_COLUMNS, NARROW_DOTS_COLUMNS = 8, 2
+"""Columns up to which sums along rows of A are cheaper than vectors of columns, of floats and of narrow elements."""
+EXACT_DEPTH = 512
+"""Products of two bytes whose sum float32 holds exactly, whatever their order."""
 
 OUTER_ROWS = 32
 """Rows of an outer product that stay in the first cache while their columns are written."""
@@ -85,9 +90,16 @@ def dot_step(a: View, b: View, out: View) -> Step:
 
 def suits_dots(a: View, b: View, out: View) -> bool:
     """Whether `dots_step` fits, and a vector of out takes fewer sums by rows of A than by columns of B."""
-    (depth, columns), lanes = b.shape[-2:], block_for(host(), out.dtype.short, 1).lanes
-    return (a.strides[-1] == 1 and out.strides[-2] == columns <= min(DOTS_COLUMNS, lanes) and a.shape[-2] >= lanes
-            and (columns == 1 or depth >= lanes))
+    (depth, columns), lanes = b.shape[-2:], _dots_block(a, 1).lanes
+    most = NARROW_DOTS_COLUMNS if a.dtype in NARROW else DOTS_COLUMNS
+    return (a.strides[-1] == 1 and out.strides[-2] == columns <= min(most, lanes) and a.shape[-2] >= lanes
+            and (columns == 1 or depth >= lanes) and (a.dtype.itemsize > 1 or depth <= EXACT_DEPTH)
+            and (out.is_contiguous or a.dtype not in NARROW))
+
+
+def _dots_block(a: View, columns: int) -> Block:
+    """The block of the sums of `dots_step`: narrow elements are summed in float32."""
+    return block_for(host(), "f32" if a.dtype in NARROW else a.dtype.short, columns)
 
 
 def dots_step(a: View, b: View, out: View) -> list[Step]:
@@ -96,11 +108,14 @@ def dots_step(a: View, b: View, out: View) -> list[Step]:
     K has stride 1 in a, and out has no gaps between its rows.
     """
     depth, columns = b.shape[-2:]
-    block = block_for(host(), out.dtype.short, depth)
-    turned, steps = (b, []) if columns == b.strides[-2] == 1 else float_panels.pack(transposed(b))
+    block, is_narrow = _dots_block(a, depth), a.dtype in NARROW
+    reads_b = columns == b.strides[-2] == 1 and not is_narrow
+    turned, steps = (b, []) if reads_b else float_panels.pack(transposed(b))
     extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / (block.lanes // columns))
-    text = _text("dots_kernel", block, columns)
-    return [*steps, _direct_step(text, a, turned, out, (a.strides[-2],), extent, 1, "matmul dots")]
+    sums = contiguous(dtypes.float32, out.shape, "sums") if is_narrow and out.dtype is not dtypes.float32 else out
+    step = _direct_step(_text("dots_kernel", block, columns, a.dtype.short), a, turned, sums, (a.strides[-2],), extent,
+                        1, "matmul dots")
+    return [*steps, step, *([] if sums is out else [rounding(sums, out)])]
 
 
 def suits_outer(a: View, b: View, out: View) -> bool:
@@ -210,15 +225,15 @@ def dot_kernel(block: Block) -> Any:
     return kernel
 
 
-def dots_kernel(block: Block, columns: int) -> Any:
+def dots_kernel(block: Block, columns: int, source: str) -> Any:
     """Kernel for few columns, K of stride 1 in a; units are (product, block of rows); p = a, packed columns, out.
 
     d = M, N, K, stride of M in a, batch rank, then (extent, a, b, out) of each dim. See `simd.dots`.
     """
     from core.accel import pointer, simd
 
-    typed = getattr(pointer, block.element)
-    at, strided, dots, height = pointer.at, pointer.strided, simd.dots(block, columns), block.lanes // columns
+    read, typed = getattr(pointer, source), getattr(pointer, block.element)
+    at, strided, dots, height = pointer.at, pointer.strided, simd.dots(block, columns, source), block.lanes // columns
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         rows, depth, a_row, rank, batch_dims = d[0], d[2], d[3], d[4], at(d, 5)
@@ -228,7 +243,7 @@ def dots_kernel(block: Block, columns: int) -> Any:
             product = unit // blocks
             stop = min(end, (product + 1) * blocks)
             first = (unit - product * blocks) * height
-            a = at(typed(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
+            a = at(read(p, 0), strided(batch_dims, rank, 4, 1, product) + first * a_row)
             b = at(typed(p, 1), strided(batch_dims, rank, 4, 2, product))
             out = at(typed(p, 2), strided(batch_dims, rank, 4, 3, product) + first * columns)
             dots(a, a_row, min((stop - unit) * height, rows - first), b, depth, out)
