@@ -64,13 +64,17 @@ class FloodFillingNetwork(Module):
         blocks = tuple(Residual(conv(features), conv(features)) for _ in range(depth - 1))
         return cls(first_a, first_b, blocks, Conv.init(next(keys), features, 1, (1, 1, 1), initialiser=initialiser))
 
-    def with_silent_blocks(self) -> Self:
-        """The network with blocks that add nothing yet, as a training begins (Goyal et al. 2017, arXiv 1706.02677).
+    def silent(self) -> Self:
+        """The network with blocks and a last layer that add nothing yet, as a training begins.
 
-        A mask goes through the network dozens of times; drawn blocks, each of which adds to the last, let it explode.
+        A mask goes through the network dozens of times, and whatever drawn layers add to it each time lets it explode.
+        Blocks: Goyal et al. 2017, arXiv 1706.02677, section 5.1.
         """
-        return replace(self, blocks=tuple(replace(block, b=replace(block.b, kernel=ops.zeros(block.b.kernel.shape)))
-                                          for block in self.blocks))
+        def zeroed(conv: Conv) -> Conv:
+            return replace(conv, kernel=ops.zeros(conv.kernel.shape))
+
+        return replace(self, blocks=tuple(replace(block, b=zeroed(block.b)) for block in self.blocks),
+                       last=zeroed(self.last))
 
     def __call__(self, image: Array, logits: Array) -> Array:
         """New logits.

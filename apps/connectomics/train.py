@@ -61,7 +61,7 @@ def train(data: tuple[Path, ...], config: ConnectomicsConfig, run: RunDirectory,
     volumes = volumes_of(data, config)
     sampler = sampler_of(volumes, config)
     key = random.key(config.seed)
-    network = FloodFillingNetwork.init(random.fold_in(key, 0), config.depth, config.features).with_silent_blocks()
+    network = FloodFillingNetwork.init(random.fold_in(key, 0), config.depth, config.features).silent()
     total = config.epochs * config.steps
     fitted = yield from fit(
         jit(step_of(config), device=config.device), start_of(network, config),

@@ -29,12 +29,12 @@ from apps.connectomics.config import AgglomerateSettings
 from tests.bench.watershed_baseline import segment
 
 SPLIT = 150
-TRAINING = {"depth": 4, "features": 16, "field-of-view": "17,17,17", "deltas": "4,4,4", "border": 1, "min-object": 200,
-            "batch-size": 4, "pad-value": 0.5, "move-threshold": 0.6, "permutable-axes": "0,1,2", "rate": 0.0015,
-            "epochs": 22, "steps": 1000}
+TRAINING = {"depth": 4, "features": 32, "field-of-view": "17,17,17", "deltas": "4,4,4", "border": 1, "min-object": 200,
+            "batch-size": 4, "pad-value": 0.5, "move-threshold": 0.6, "permutable-axes": "0,1,2", "rate": 0.001,
+            "epochs": 26, "steps": 1000}
 FILLS = ((0.5, 0.5), (0.6, 0.6), (0.7, 0.5), (0.8, 0.5))
 """Move threshold and segment threshold."""
-PARTS = ((40, 0.5), (20, 0.3), (20, 0.5))
+PARTS = ((40, 0.5), (40, 0.3), (20, 0.3), (20, 0.5))
 """How far objects grow before they take parts, nm, and the share that they must have."""
 OWN = (1.0, 130, 2.0)
 """Smoothing, threshold and depth of a watershed of our own (`watershed_baseline`), the best of nine on z < 150."""
@@ -156,18 +156,19 @@ def main() -> None:
 
     fill = min(FILLS, key=lambda fill: voi(f"filled in {fill}", filled(folder, "train", fill)))
     takes = min(FILLS, key=lambda fill: voi(f"taken {fill}", taken(folder, "train", "watershed", fill, PARTS[0])))
-    part = min(PARTS, key=lambda part: voi(f"taken {part}", taken(folder, "train", "watershed", takes, part)))
+    part = {kind: min(PARTS, key=lambda part, kind=kind: voi(f"{kind}, taken {part}",
+                                                             taken(folder, "train", kind, takes, part)))
+            for kind in ("watershed", "own")}
     voi("our own watershed", made["train"]["own"])
-    voi("our own watershed, taken", taken(folder, "train", "own", takes, PARTS[1]))
     voi("given watershed", made["train"]["watershed"])
     rule = best_rule(joined(folder, "train", (0.8, 0.6, 0.02)).with_suffix(".decisions.csv"),
                      made["train"]["watershed"], truth)
     if arguments.test:
         for name, labels in ((f"filled in {fill}", filled(folder, "test", fill)),
                              ("our own watershed", made["test"]["own"]),
-                             ("our own watershed, taken", taken(folder, "test", "own", takes, PARTS[1])),
+                             ("our own watershed, taken", taken(folder, "test", "own", takes, part["own"])),
                              ("given watershed", made["test"]["watershed"]),
-                             ("given watershed, taken", taken(folder, "test", "watershed", takes, part)),
+                             ("given watershed, taken", taken(folder, "test", "watershed", takes, part["watershed"])),
                              ("given watershed, joined", joined(folder, "test", rule))):
             score(f"z >= {SPLIT}: {name}", labels, made["test"]["labels"])
 

@@ -74,11 +74,12 @@ def test_training_learns_to_fill_tubes(tubes: Path, tmp_path: Path) -> None:
     assert float(scores.numbers["voi (labelled in both)"]) < 0.1
 
 
-def test_silent_blocks_add_nothing() -> None:
+def test_a_silent_network_adds_nothing_with_its_blocks_nor_in_the_end() -> None:
     drawn = FloodFillingNetwork.init(random.key(0), 3, 4)
     image, mask = np.random.default_rng(0).normal(size=(2, 1, 5, 5, 5)).astype(np.float32)
-    without, silent = replace(drawn, blocks=()), drawn.with_silent_blocks()
-    np.testing.assert_array_equal(silent(image, mask).numpy(), without(image, mask).numpy())
+    without, silent = replace(drawn, blocks=()), drawn.silent()
+    np.testing.assert_array_equal(silent(image, mask).numpy(), mask)
+    np.testing.assert_array_equal(replace(silent, last=drawn.last)(image, mask).numpy(), without(image, mask).numpy())
     assert np.abs(drawn(image, mask).numpy() - without(image, mask).numpy()).max() > 0.1
 
 
