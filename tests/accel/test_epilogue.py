@@ -208,7 +208,8 @@ def test_blocks_of_every_chip(chip, monkeypatch):
                         Operand("x1", replace(column, shape=shape, strides=(1, 0)), "read"),
                         Operand("x2", whole, "read"))
             results = (Operand("v1", out, "write"), Operand("v2", other, "write"))
-            statements = (Statement("v1", "v0 + x0", dtypes.float32), Statement("v2", "v1 * x1 + x2", dtypes.float32))
+            statements = (Statement("v1", "v0 + x0", dtypes.float32, ("v0", "x0")),
+                          Statement("v2", "v1 * x1 + x2", dtypes.float32, ("v1", "x1", "x2")))
             epilogue = ElementwiseEpilogue("test", "v0", dtypes.float32, operands, results, statements, frozenset())
             return gemm.matmul(a, b, replace(out, buffer=Buffer(out.buffer.nbytes)), epilogue)
 

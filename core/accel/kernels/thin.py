@@ -110,7 +110,7 @@ def dots_step(a: View, b: View, out: View) -> list[Step]:
     depth, columns = b.shape[-2:]
     block, is_narrow = _dots_block(a, depth), a.dtype in NARROW
     reads_b = columns == b.strides[-2] == 1 and not is_narrow
-    turned, steps = (b, []) if reads_b else float_panels.pack(transposed(b))
+    turned, steps = (b, []) if reads_b else float_panels.pack(transposed(b), block=block)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / (block.lanes // columns))
     sums = contiguous(dtypes.float32, out.shape, "sums") if is_narrow and out.dtype is not dtypes.float32 else out
     step = _direct_step(_text("dots_kernel", block, columns, a.dtype.short), a, turned, sums, (a.strides[-2],), extent,
