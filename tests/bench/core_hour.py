@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from apps.connectomics.agglomeration import DECISION, are_one, groups
 from apps.connectomics.agreement import Agreement, ContingencyTable, Mask
 from apps.connectomics.config import AgglomerateSettings
+from apps.connectomics.expansion import finer_labels
 from tests.bench.watershed_baseline import segment
 
 SPLIT = 150
@@ -76,12 +77,18 @@ def done(out: Path, command: str, *words: object) -> Path:
     return out
 
 
-def score(name: str, labels: NDArray[np.integer] | Path, truth: NDArray[np.integer]) -> Agreement:
-    """How a segmentation agrees with the bodies, on all voxels that have one."""
-    if isinstance(labels, Path):
-        with h5py.File(labels) as file:
-            labels = file["segmentation"][:]
-    found = ContingencyTable.of(labels, truth).agreement(Mask.ONE_LABEL)
+def segmentation(path: Path) -> NDArray[np.integer]:
+    """The labels of a file."""
+    with h5py.File(path) as file:
+        labels: NDArray[np.integer] = file["segmentation"][:]
+    return labels
+
+
+def score(name: str, labels: NDArray[np.integer] | Path, truth: NDArray[np.integer],
+          mask: Mask = Mask.ONE_LABEL) -> Agreement:
+    """How a segmentation agrees with the bodies, by default on all voxels that have one."""
+    labels = segmentation(labels) if isinstance(labels, Path) else labels
+    found = ContingencyTable.of(labels, truth).agreement(mask)
     print(f"{name}: VOI {found.voi:.4f} = {found.voi_split:.4f} split + {found.voi_merge:.4f} merge, "
           f"ARAND {found.arand:.4f}", flush=True)
     return found
@@ -171,6 +178,12 @@ def main() -> None:
                              ("given watershed, taken", taken(folder, "test", "watershed", takes, part["watershed"])),
                              ("given watershed, joined", joined(folder, "test", rule))):
             score(f"z >= {SPLIT}: {name}", labels, made["test"]["labels"])
+        bodies, given = made["test"]["labels"], made["test"]["watershed"]
+        found = segmentation(Path(objects(folder, "test", fill).partition(":")[0]))
+        found = finer_labels(found, (2, 2, 2), bodies.shape)
+        print(f"{np.mean(found[bodies > 0] > 0):.3f} of the voxels with truth have an object; there:")
+        for name, labels in (("objects", found), ("given watershed", np.where(found > 0, given, 0))):
+            score(f"z >= {SPLIT}: {name}", labels, bodies, Mask.BOTH)
 
 
 if __name__ == "__main__":
