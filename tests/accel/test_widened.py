@@ -87,7 +87,7 @@ def drawn(shape, whole, seed):
 def products(report):
     """How many products of narrow and of wide numbers a report lists."""
     names = [name for name, *_ in report.steps if name.split("+")[0] in
-             ("matmul", "conv", "conv_dw", "depthwise conv", "dot", "dots", "thin")]
+             ("matmul", "matmul dot", "matmul dots", "matmul thin", "conv", "conv_dw", "depthwise conv")]
     narrow = [name for name in names if "'bf16'" in report.sources[name]]
     return len(narrow), len(names) - len(narrow)
 

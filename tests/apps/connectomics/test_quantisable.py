@@ -24,7 +24,7 @@ def connectomics(*words: object) -> tuple[int, str, str]:
 
 
 def test_a_quantised_network_segments_as_well(tubes: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = ConnectomicsConfig(**SMALL, epochs=2, steps=60)
+    config = ConnectomicsConfig(**SMALL, epochs=3, steps=60)
     run = run_of(tmp_path / "run", config, tubes)
     trained(run, config, tubes)
     code, out, err = connectomics("quantize", run.path, tubes, "--out", tmp_path / "small", "--json")
