@@ -145,6 +145,11 @@ class Epilogue(Protocol):
         """The step that does it in a loop of its own, for neighbouring rows of a product that lies in memory."""
 
 
+def followed(steps: list[Step], epilogue: Epilogue | None, out: View) -> list[Step]:
+    """Steps whose kernels take no epilogue, and one of its own behind them."""
+    return steps if epilogue is None else [*steps, epilogue.alone(out)]
+
+
 @dataclass(frozen=True)
 class Repeat:
     """Steps that run `count` times in order, while their views move.

@@ -22,7 +22,7 @@ from core.accel.kernels.pad import Padding, padded
 from core.accel.kernels.rounding import rounding
 from core.accel.kernels.taps import is_run, offsets, pixel_dims, runs_on, tap_strides
 from core.accel.kernels.thin import is_short, short_sums, suits_dots, suits_outer
-from core.accel.step import Buffer, Epilogue, Step, View, contiguous, row_major
+from core.accel.step import Buffer, Epilogue, Step, View, contiguous, followed, row_major
 from core.engine import dtypes
 
 FEW_BLOCKS = 16
@@ -60,7 +60,7 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
     total = contiguous(dtypes.float32, out.shape, "sums") if out.dtype is dtypes.bfloat16 else out
     steps = _by_phase(_plain_conv, x, w, total, stride, padding, dilation, input_dilation, groups)
     steps += [] if total is out else [rounding(total, out)]
-    return steps if epilogue is None else [*steps, epilogue.alone(out)]
+    return followed(steps, epilogue, out)
 
 
 def _plain_conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, dilation: Sequence[int],

@@ -28,7 +28,7 @@ from core.accel.kernels.thin import (
     thin,
     transposed,
 )
-from core.accel.step import Epilogue, Step, View
+from core.accel.step import Epilogue, Step, View, followed
 
 COPY_DEPTH = 512
 """Reduction indices of A that a block may copy onto the thread's stack."""
@@ -49,21 +49,20 @@ def matmul(a: View, b: View, out: View, epilogue: Epilogue | None = None, is_fix
     _check(out)
     if out.size == 0:
         return []
-    (depth, columns), behind = b.shape[-2:], [] if epilogue is None else [epilogue.alone(out)]
-    is_narrow = a.dtype in narrow.DTYPES
+    (depth, columns), is_narrow = b.shape[-2:], a.dtype in narrow.DTYPES
     plain = depth > 0 and (is_narrow or a.dtype is out.dtype)
     if plain and suits_dots(a, b, out):
-        return [*dots_step(a, b, out), *behind]
+        return followed(dots_step(a, b, out), epilogue, out)
     if is_narrow:
         return narrow.matmul(a, b, out, epilogue)
     rows = a.shape[-2] * prod(extent for extent, stride in zip(b.shape[:-2], b.strides, strict=False) if stride == 0)
     runs = plain and a.strides[-1] == b.strides[-2] == 1
     if runs and min(rows, columns) < THIN:
-        return [dot_step(a, b, out), *behind]
+        return followed([dot_step(a, b, out)], epilogue, out)
     if plain and rows < THIN and b.strides[-1] == 1:
         return thin(a, b, out, epilogue, is_fixed)
     if plain and columns == 1 and a.strides[-2] == 1 and out.strides[-2] == 1:
-        return [*thin(transposed(b), transposed(a), transposed(out)), *behind]
+        return followed(thin(transposed(b), transposed(a), transposed(out)), epilogue, out)
     if plain and suits_outer(a, b, out):
         return outer_step(a, b, out, epilogue)
     packed, steps = pack(b)
