@@ -109,8 +109,12 @@ def killing(ledger: Ledger, times: int, busy: int) -> Iterator[list[int]]:
             if len(found := at_work(ledger)) >= busy:
                 number, pid = chance.choice(found)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                    hit.append(number)
+                    os.kill(pid, signal.SIGSTOP)  # it may have gone on to another block, which would be the one hit
+                    if (number, pid) in at_work(ledger):
+                        os.kill(pid, signal.SIGKILL)
+                        hit.append(number)
+                    else:
+                        os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=kill)
     thread.start()
