@@ -94,26 +94,25 @@ def score(name: str, labels: NDArray[np.integer] | Path, truth: NDArray[np.integ
     return found
 
 
-def objects(folder: Path, half: str, fill: tuple[float, float]) -> str:
+def objects(folder: Path, half: str, fill: tuple[float, float]) -> Path:
     """The objects of a half that the network fills in."""
     move, least = fill
-    out = done(folder / f"{half}-objects-{move}.h5", "segment", folder / f"{half}.h5:raw", *options({
+    return done(folder / f"{half}-objects-{move}.h5", "segment", folder / f"{half}.h5:raw", *options({
         "model": folder / "hour", "move-threshold": move, "segment-threshold": least, "min-segment-size": 50}))
-    return f"{out}:segmentation"
 
 
 def filled(folder: Path, half: str, fill: tuple[float, float]) -> Path:
     """A half as the network fills it in, each voxel of 10 nm with its nearest object."""
-    return done(folder / f"{half}-filled-{fill[0]}.h5", "expand", objects(folder, half, fill), "--like",
-                folder / f"{half}.h5:fine/raw")
+    return done(folder / f"{half}-filled-{fill[0]}.h5", "expand", f"{objects(folder, half, fill)}:segmentation",
+                "--like", folder / f"{half}.h5:fine/raw")
 
 
 def taken(folder: Path, half: str, kind: str, fill: tuple[float, float], part: tuple[float, float]) -> Path:
     """A watershed of a half, whose segments go to the objects that the network fills in."""
     fine = f"{folder / half}.h5:fine"
     return done(folder / f"{half}-taken-{kind}-{fill[0]}-{part[0]}-{part[1]}.h5", "expand",
-                objects(folder, half, fill), *options({"like": f"{fine}/raw", "parts": f"{fine}/{kind}",
-                                                       "max-distance": part[0], "min-share": part[1]}))
+                f"{objects(folder, half, fill)}:segmentation", *options({
+                    "like": f"{fine}/raw", "parts": f"{fine}/{kind}", "max-distance": part[0], "min-share": part[1]}))
 
 
 def joined(folder: Path, half: str, rule: tuple[float, ...]) -> Path:
@@ -163,9 +162,10 @@ def main() -> None:
 
     fill = min(FILLS, key=lambda fill: voi(f"filled in {fill}", filled(folder, "train", fill)))
     takes = min(FILLS, key=lambda fill: voi(f"taken {fill}", taken(folder, "train", "watershed", fill, PARTS[0])))
-    part = {kind: min(PARTS, key=lambda part, kind=kind: voi(f"{kind}, taken {part}",
-                                                             taken(folder, "train", kind, takes, part)))
-            for kind in ("watershed", "own")}
+    part = {}
+    for kind in ("watershed", "own"):
+        scores = {tried: voi(f"{kind}, taken {tried}", taken(folder, "train", kind, takes, tried)) for tried in PARTS}
+        part[kind] = min(scores, key=scores.__getitem__)
     voi("our own watershed", made["train"]["own"])
     voi("given watershed", made["train"]["watershed"])
     rule = best_rule(joined(folder, "train", (0.8, 0.6, 0.02)).with_suffix(".decisions.csv"),
@@ -179,8 +179,7 @@ def main() -> None:
                              ("given watershed, joined", joined(folder, "test", rule))):
             score(f"z >= {SPLIT}: {name}", labels, made["test"]["labels"])
         bodies, given = made["test"]["labels"], made["test"]["watershed"]
-        found = segmentation(Path(objects(folder, "test", fill).partition(":")[0]))
-        found = finer_labels(found, (2, 2, 2), bodies.shape)
+        found = finer_labels(segmentation(objects(folder, "test", fill)), (2, 2, 2), bodies.shape)
         print(f"{np.mean(found[bodies > 0] > 0):.3f} of the voxels with truth have an object; there:")
         for name, labels in (("objects", found), ("given watershed", np.where(found > 0, given, 0))):
             score(f"z >= {SPLIT}: {name}", labels, bodies, Mask.BOTH)
