@@ -161,12 +161,13 @@ def quantize(app: App, run_path: Path, data: Sequence[Path], out: Path, given: M
     words : the command line, for the record
     """
     from apps.quantizing import quantize
+    from core.engine.checkpoint import make_folder_for
     from core.engine.refusals import Refusals
     from core.engine.run import RunDirectory
 
     settings = load_config(QuantizeSettings, None, given)
     _check_inputs([*data, *settings.train_on])
-    _check_place(out)
+    make_folder_for(out)
     with Refusals(out.with_name(f"{out.name}.refused.csv")) as refused:
         making = quantize(app, RunDirectory.open(run_path), tuple(data), out, settings, refused, words, resume=resume)
         report = _watch(making, json_lines)
@@ -187,11 +188,12 @@ def sample(app: App, out: Path, given: Mapping[str, Any]) -> Outcome:
 
 def _convert(command: Command, source: str, out: Path, given: Mapping[str, Any], **arguments: Any) -> Outcome:
     """Run a command that makes `out` from an input."""
+    from core.engine.checkpoint import make_folder_for
     from core.engine.refusals import Refusals
 
     if not command.addresses:
         _check_inputs([Path(source)])
-    _check_place(out)
+    make_folder_for(out)
     with Refusals(_refusals_beside(out)) as refused:
         report = _call(command, given, input=source if command.addresses else Path(source), out=out, refused=refused,
                        **arguments)
@@ -216,11 +218,6 @@ def _check_inputs(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise DataError(f"there is no file or folder {path}")
-
-
-def _check_place(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out} lies in a folder that does not exist")
 
 
 def demo(out: Path | None) -> Outcome:
@@ -304,9 +301,9 @@ def accel_instructions(run: Path, data: Sequence[Path], with_host: bool, out: Pa
     data : of which a batch is taken; empty for the held-out part of the run's own
     with_host : whether the host may compute between two layers of the chip
     """
-    from core.engine.checkpoint import written_whole
+    from core.engine.checkpoint import make_folder_for, written_whole
 
-    _check_place(out)
+    make_folder_for(out)
     name, graph, held, arrays = _graph_of_run(run, data)
     found = importlib.import_module("core.accel.tpu.listing").listing(name, graph, held, arrays, with_host)
     with written_whole(out, "w") as file:

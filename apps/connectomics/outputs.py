@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.engine.checkpoint import PART, sync_folder
+from core.engine.checkpoint import PART, make_folder_for, sync_folder
 from core.engine.errors import ConfigError
 
 
@@ -23,12 +23,11 @@ def made_whole(out: Path) -> Iterator[Path]:
     Raises
     ------
     ConfigError
-        If there is something at `out`, or no folder for it.
+        If there is something at `out`, or a file in the place of its folder.
     """
     if os.path.lexists(out):
         raise ConfigError(f"--out {out} exists; choose another name, or remove it")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out} lies in a folder that does not exist")
+    make_folder_for(out)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PART, dir=out.parent))
     try:
         made = folder / out.name

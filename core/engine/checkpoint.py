@@ -18,7 +18,7 @@ import safetensors
 
 from core.engine import dtypes, tree
 from core.engine.array import Array, as_array
-from core.engine.errors import CheckpointError, compose
+from core.engine.errors import CheckpointError, ConfigError, compose
 from core.engine.graph import Aval
 
 PART = ".part"
@@ -48,6 +48,20 @@ def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_folder_for(out: Path) -> None:
+    """Make the folder that `out` will lie in, and those above it, where they are missing.
+
+    Raises
+    ------
+    ConfigError
+        If a file is in their place.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--out {out} lies in something that is a file, not a folder") from None
 
 
 def sync_folder(folder: Path) -> None:

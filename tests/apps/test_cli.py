@@ -80,6 +80,8 @@ def test_every_command_of_an_app(run, tmp_path):
     ("--version", 0, ""),
     ("toy train {data} --out {new}", 0, "rmse"),
     ("toy train {data} --out {new} --fail bug", 1, "RuntimeError: a bug"),
+    ("toy import-line {data} --out {new}/deep/line", 0, ""),
+    ("toy import-line {data} --out {data}/line", 2, "a file, not a folder"),
     ("nonsense", 2, 'Unknown command "nonsense"'),
     ("toy trian", 2, 'Did you mean "train"'),
     ("toy train --out {new}", 2, "DATA"),
@@ -112,7 +114,7 @@ def test_exit_codes_and_messages(run, tmp_path, points, words, code, says, as_js
     (folder / "dirty.csv").write_text(points.read_text() + "1,two\nthree\n")
     words = words.format(data=points, new=tmp_path / "new", folder=folder, empty=folder / "empty.csv",
                          dirty=folder / "dirty.csv").split()
-    if as_json and (code == 0 and "train" not in words):
+    if as_json and (code == 0 and not {"train", "import-line"} & set(words)):
         pytest.skip("help and version are text")
     found, out, err = run(*words, *["--json"] * as_json)
     assert found == code

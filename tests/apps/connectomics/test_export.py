@@ -331,7 +331,7 @@ def test_stores_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     ("v.n5:part", [], 2, "does not say in which format"),
     ("v.tif:part", [], 2, "does not say in which format"),
     ("v.tif", ["--format", "n5", "--scales", "1"], 2, "--scales is for precomputed volumes"),
-    ("none/v.zarr", [], 2, "lies in a folder that does not exist"),
+    ("in.h5/v.zarr", [], 2, "lies in something that is a file, not a folder"),
     ("v:1", ["--format", "precomputed"], 2, "does not say in which format"),
     ("v", ["--format", "tiff"], 2, "format cannot be \"tiff\""),
     ("v.zarr", ["--scales", "2"], 2, "--scales is for precomputed volumes: add --format precomputed"),
