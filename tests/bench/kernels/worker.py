@@ -21,7 +21,8 @@ import numpy as np
 
 Call = Callable[[], Any]
 Work = Mapping[str, Any]
-MOST_CALLS = 20_000
+WAKING = 0.03
+"""Seconds of calls before those that count."""
 
 
 class Unsupported(Exception):
@@ -58,15 +59,22 @@ class _Worker:
         return {"norms": norms, "seconds": seconds}
 
     def measure(self, variant: str, seconds: float) -> dict[str, Any]:
-        """Median and least seconds of a call, over as many calls as fit after one; that one, where no other fits."""
+        """Median and least seconds of a call, over the calls of so many seconds; of the first one, if that took longer.
+
+        Calls before them wake the threads, which the system lets run beside each other only after a while.
+        """
         call = self._calls[variant]
         clock = time.perf_counter
         begin = clock()
         call()
         first = clock() - begin
-        count = min(int(seconds / first), MOST_CALLS)
-        times = [] if count else [first]
-        for _ in range(count):
+        if first > seconds:
+            return {"seconds": first, "fastest": first}
+        while clock() < begin + WAKING:
+            call()
+        times = []
+        end = clock() + seconds
+        while not times or clock() < end:
             begin = clock()
             call()
             times.append(clock() - begin)
