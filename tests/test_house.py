@@ -235,7 +235,7 @@ def test_the_citation_has_the_version() -> None:
 
 def readme_commands() -> list[tuple[str, ...]]:
     """The commands of the README's shell lines: program and sub-commands, without options and operands."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     plain = re.compile("[a-z]+").fullmatch
