@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.molecules.torchfile import Opaque, read_torch_file
+from apps.molecules.torchfile import read_torch_file
+from apps.molecules.unpickling import Opaque
 from core.engine.errors import DataError, compose
 
 Float32Array = NDArray[np.float32]

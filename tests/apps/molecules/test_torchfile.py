@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from apps.molecules.chemprop import ChempropModel, read_chemprop
-from apps.molecules.torchfile import MAX_DIRECTORY_BYTES, MAX_PICKLE_BYTES, Opaque, read_torch_file
+from apps.molecules.torchfile import MAX_DIRECTORY_BYTES, MAX_PICKLE_BYTES, read_torch_file
+from apps.molecules.unpickling import Opaque
 from core.engine.errors import DataError
 
 FIXTURES = ["example_model_v1_regression_mol.pt", "example_model_v2_regression_mol.pt"]
