@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -50,11 +52,12 @@ def main(words: Sequence[str] | None = None, paths: Sequence[str] = APPS) -> int
         root = grammar(words, apps(paths))
         command, bound, _ = root.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
         outcome = command(*bound.args, **bound.kwargs)
+        told = outcome is None or isinstance(outcome, int)  # help and version, or the code of a process
+        code = outcome or Exit.DONE if told else _succeeded(outcome, as_json)
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, as_json)
-    if outcome is None or isinstance(outcome, int):  # help and version, or the code of a process
-        return outcome or Exit.DONE
-    return _succeeded(outcome, as_json)
+    return code
 
 
 def _succeeded(outcome: Any, as_json: bool) -> Exit:
@@ -94,6 +97,10 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _failed(error: BaseException, as_json: bool) -> int:
+    if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout.fileno()):
+        # as with `| head`, which has what it wanted; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
     code, message = _classify(error)
     if code is Exit.BUG:
         traceback.print_exception(error)
@@ -102,6 +109,13 @@ def _failed(error: BaseException, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"exit_code": code, "error": message}))
     return code
+
+
+def _has_reader(pipe: int) -> bool:
+    """Whether a process still reads from a pipe that this one writes to."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _classify(error: BaseException) -> tuple[Exit, str]:

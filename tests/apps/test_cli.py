@@ -308,6 +308,18 @@ def test_help_loads_no_heavy_library():
         assert shown in done.stdout
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_has_gone_is_no_error(tmp_path, buffered, more):
+    readable, writable = os.pipe()
+    os.close(readable)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, "toy", "sample", "--out", tmp_path / "data", *more], cwd=ROOT,
+                          env={**os.environ, "PYTHONUNBUFFERED": buffered}, stdout=writable, stderr=subprocess.PIPE,
+                          check=False)
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_training_with_a_checkpoint(tmp_path, points, number):
     command = ["toy", "train", points, "--out", tmp_path / "run", "--epochs", "500", "--pause", "0.01"]
