@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from itertools import starmap
+from itertools import accumulate, starmap
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from core.accel import compilers, planstore, threads
 from core.accel import driver as drivers
 from core.accel.finished import ARENA, FIRST_INPUT, KEPT, FinishedPlan, Segment
-from core.accel.passes.memory import ALIGNMENT
+from core.accel.passes.memory import ALIGNMENT, aligned
 from core.accel.step import HostStep, View
 from core.accel.walker import Call, address, bases
 from core.engine.backends import Options
@@ -45,6 +45,14 @@ def _empty(shape: tuple[int, ...], storage: np.dtype[Any]) -> NDArray[Any]:
         return np.empty(shape, storage)
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     return np.ndarray(shape, storage, raw.data, -address(raw) % ALIGNMENT)
+
+
+def _together(like: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Uninitialised arrays in one piece of memory: many small pieces would not come in large pages."""
+    places = list(accumulate((aligned(array.nbytes) for array in like), initial=0))
+    memory = _allocate(places[-1])
+    return [memory[place:place + array.nbytes].view(array.dtype).reshape(array.shape)
+            for place, array in zip(places, like, strict=False)]
 
 
 def _references(arrays: Sequence[NDArray[Any]], number: int) -> tuple[int, int]:
@@ -94,12 +102,12 @@ class CpuExecutable:
 
     def hold(self, arrays: Sequence[NDArray[Any]]) -> None:
         with self._lock:
-            held = [_empty(array.shape, array.dtype) for array in arrays]
+            held = _together(arrays)
             for own, array in zip(held, arrays, strict=True):
                 own[...] = array
-            carried = held if self._options.carried else []
-            self._own(held, [array if number in self._plan.in_place else _empty(array.shape, array.dtype)
-                             for number, array in enumerate(carried)])
+            carried, in_place = held if self._options.carried else [], self._plan.in_place
+            second = iter(_together([array for number, array in enumerate(carried) if number not in in_place]))
+            self._own(held, [array if number in in_place else next(second) for number, array in enumerate(carried)])
             self._prepare()
 
     def held(self) -> list[NDArray[Any]]:

@@ -30,6 +30,7 @@ def key(text: str, modules: Iterable[str]) -> str:
     return _digest("\0".join(parts).encode())
 
 
+@functools.cache
 def closure(text: str) -> tuple[str, ...]:
     """Modules of this package that a text imports, itself or through others, in sorted order."""
     found: set[str] = set()
@@ -100,9 +101,14 @@ def _imports(text: str, package: str) -> Iterator[str]:
         names += [absolute, *(f"{absolute}.{member}" for member in _NAME.findall(members))]
     for name in names:
         while name.startswith(f"{_PACKAGE}."):
-            if source(name).exists():
+            if _is_module(name):
                 yield name
             name = name.rpartition(".")[0]  # importing a module runs the packages around it
+
+
+@functools.cache
+def _is_module(name: str) -> bool:
+    return source(name).exists()
 
 
 def _digest(content: bytes) -> str:

@@ -78,6 +78,7 @@ class Store:
         self.directory = directory
         self.capacity = capacity
         self._loaded: dict[str, int] = {}
+        self._room = 0  # bytes that entries may yet take, as far as this process knows
         self._lock = threading.Lock()
         _make_private(directory)
         os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release,
@@ -140,12 +141,17 @@ class Store:
             return
         try:
             _write(self.directory / name, content)
-            self._prune()
+            self._room -= len(content)
+            if self._room < 0:
+                self._prune()
         except OSError as error:
             _log.warning("%s is not kept: %s", name, error)
 
     def _prune(self) -> None:
-        """Remove the entries used least recently beyond the capacity, and what killed processes left behind."""
+        """Remove the entries used least recently if they take too much, and what killed processes left behind.
+
+        Some room is made with them, as looking through a full directory for each new entry would take long.
+        """
         entries = []
         for path in self.directory.iterdir():
             try:
@@ -156,12 +162,13 @@ class Store:
                 entries.append((status.st_mtime_ns, status.st_size, path))
             elif path.suffix == ".part" and status.st_mtime < time.time() - 3600:
                 path.unlink(missing_ok=True)
-        excess = sum(size for _, size, _ in entries) - self.capacity
+        self._room = self.capacity - sum(size for _, size, _ in entries)
+        wanted = self.capacity // 16 if self._room < 0 else 0
         for _, size, path in sorted(entries):
-            if excess <= 0:
+            if self._room >= wanted:
                 break
             path.unlink(missing_ok=True)
-            excess -= size
+            self._room += size
 
 
 def _code(body: bytes) -> ObjectCode:

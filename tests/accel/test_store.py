@@ -161,6 +161,21 @@ def test_least_recently_used_entries_go_first(tmp_path: Path) -> None:
     assert len(entries(tmp_path)) == 2
 
 
+def test_a_look_through_the_directory_serves_many_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    original = Store._prune
+    monkeypatch.setattr(Store, "_prune", lambda self: (looks.append(len(kept)), original(self)))
+    kept, few = [], Store(tmp_path, capacity=40_000)
+    for number in range(200):
+        kept.append(f"{number:03}.plan")
+        few.keep(kept[-1], bytes(1000), [])
+        size = sum(path.stat().st_size for path in tmp_path.iterdir())
+        assert size <= 40_000 + 1100, "more than an entry beyond the capacity"
+    present = sorted(path.name for path in tmp_path.iterdir())
+    assert present == kept[-len(present):], "those written last stay"
+    assert len(looks) < 200
+
+
 def test_rests_of_killed_writers_are_removed(tmp_path: Path) -> None:
     old, new = tmp_path / "old.part", tmp_path / "new.part"
     old.touch()
