@@ -10,6 +10,7 @@ import contextlib
 import gc
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from core.accel import objects, store, threads, walker
 
 _WORTH = 8
 """Kernels that one core compiles in about twice the time in which a process starts."""
+_log = logging.getLogger("tilework.compilers")
 
 
 def compile_missing(texts: Iterable[str]) -> None:
@@ -30,6 +32,8 @@ def compile_missing(texts: Iterable[str]) -> None:
     With them goes what runs plans, and before them, what they call: no two processes then compile the same.
     """
     missing = deque(store.default().missing([walker.ENTER, threads.WORK, *texts]))
+    if len(missing) >= _WORTH:
+        _log.info("compiling %d kernels for this machine; they are kept for the next time", len(missing))
     helpers = min(threads.pool().threads - 1, len(missing) // _WORTH)
     if helpers > 0:
         called = itertools.chain(*map(objects.callees_of, missing))

@@ -51,6 +51,19 @@ def test_few_kernels_are_left_to_this_process(own_store: Store, started: list[su
     assert not own_store.entries()
 
 
+def test_what_takes_long_is_told_once(own_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tilework")
+    compilers._log.addHandler(caplog.handler)
+    try:
+        compilers.compile_missing(TEXTS[:2])
+        assert not caplog.messages
+        compilers.compile_missing(TEXTS)
+        compilers.compile_missing(TEXTS)
+    finally:
+        compilers._log.removeHandler(caplog.handler)
+    assert {message.split(" for")[0] for message in caplog.messages} == {f"compiling {len(TEXTS) + 2} kernels"}
+
+
 def test_what_is_there_is_not_compiled(own_store: Store, started: list[subprocess.Popen[str]]) -> None:
     compilers.compile_missing(TEXTS)
     started.clear()
