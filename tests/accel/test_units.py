@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import platform
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,3 +52,42 @@ def test_the_code_of_a_kernel_depends_on_its_unit_and_on_what_that_imports(name,
     found = units_behind(kernel_on(name, monkeypatch))
     assert f"core.accel.units.{name}" in found
     assert found == units_behind(f"import core.accel.units.{name}")
+
+
+TILE_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16",
+                 "amx-tile", "amx-int8", "amx-bf16")
+TILE_PROGRAM = r"""
+import re, sys
+from core.accel import chips, objects
+from core.accel.plan import make_plan
+from core.engine import dtypes, ops, tree
+from core.engine.backends import Options
+from core.engine.graph import Aval
+from core.engine.jit import close
+from core.engine.trace import trace
+
+chips._features = lambda: frozenset({features})
+assert chips.host().name == "amx"
+name, prefix, opcode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3], 16)
+kinds = dtypes.BY_NAME[name], dtypes.int8 if name == "uint8" else dtypes.BY_NAME[name]
+traced = trace(ops.matmul, [Aval(kind, (96, 96)) for kind in kinds], tree.tuple_of_leaves(2))
+texts = make_plan(close(traced), Options(), "cpu").finish().kernels
+code = b"".join(objects.compile_text(text, "kernel").content for text in texts)
+found = re.findall(rb"\xc4\xe2(.)" + re.escape(bytes([opcode])), code, re.DOTALL)
+print(sum(third[0] & 7 == prefix for third in found))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="tiles are of x86")
+@pytest.mark.parametrize(("name", "prefix", "opcode"), [("bfloat16", 2, "5c"), ("int8", 3, "5e"), ("uint8", 1, "5e")],
+                         ids=["tdpbf16ps", "tdpbssd", "tdpbusd"])
+def test_products_on_tiles_compile_on_any_machine(name, prefix, opcode):
+    """The instructions are told by their opcode and prefix, in the three bytes of VEX before it."""
+    others = {key: value for key, value in os.environ.items() if key != "TILEWORK_CPU"}
+    features = ",".join(f"+{feature}" for feature in TILE_FEATURES)
+    program = TILE_PROGRAM.format(features=TILE_FEATURES)
+    done = subprocess.run([sys.executable, "-c", program, name, str(prefix), opcode], cwd=Path(__file__).parents[2],
+                          env={**others, "NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 4
