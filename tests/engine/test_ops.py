@@ -136,3 +136,15 @@ def test_gradients_have_the_dtype_of_the_operand(op):
     x = as_array([0.25, 0.75])
     (ct,) = op.grad(as_array([1.0, 1.0]), op(x), x)
     assert ct.dtype is dtypes.float32
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda x: ops.transpose(x, (1, 0)), "transpose(x, *, axes): too many positional arguments"),
+    (lambda x: ops.conv(x, x), "conv(x, w, *, stride, padding, dilation, input_dilation, groups): missing a required"),
+    (lambda x: ops.tanh(x, axis=1), "tanh(x): got an unexpected keyword argument 'axis'"),
+    (lambda x: ops.add(x), "add(a, b): missing a required argument: 'b'"),
+])
+def test_a_call_with_other_arguments_says_what_an_op_takes(call, says):
+    with pytest.raises(TypeError) as raised:
+        call(np.ones((2, 3), np.float32))
+    assert str(raised.value).startswith(says)

@@ -5,6 +5,7 @@ Invariant: an op means what its `numpy` rule computes; every backend is tested a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -61,8 +62,27 @@ class Op:
     def __call__(self, *inputs: Any, **params: Any) -> Array:
         from core.engine.trace import apply
 
-        output: Array = apply(self, self.prepare(*inputs) if self.prepare else inputs, params)
+        try:
+            output: Array = apply(self, self.prepare(*inputs) if self.prepare else inputs, params)
+        except TypeError:
+            if mistake := self._mistake(inputs, params):
+                raise TypeError(mistake) from None
+            raise
         return output
+
+    def _mistake(self, inputs: Sequence[Any], params: Mapping[str, Any]) -> str | None:
+        """What is wrong with the number or the names of arguments, if anything is."""
+        rules: list[tuple[Callable[..., Any], Mapping[str, Any]]] = [(self.shape, params)]
+        if self.prepare is not None:
+            rules.append((self.prepare, {}))
+        for rule, named in rules:
+            signature = inspect.signature(rule)
+            try:
+                signature.bind(*inputs, **named)
+            except TypeError as error:
+                plain = [given.replace(annotation=given.empty) for given in signature.parameters.values()]
+                return f"{self.name}{signature.replace(parameters=plain, return_annotation=signature.empty)}: {error}"
+        return None
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
