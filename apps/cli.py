@@ -52,15 +52,16 @@ def main(words: Sequence[str] | None = None, paths: Sequence[str] = APPS) -> int
         root = grammar(words, apps(paths))
         command, bound, _ = root.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
         outcome = command(*bound.args, **bound.kwargs)
-        told = outcome is None or isinstance(outcome, int)  # help and version, or the code of a process
-        code = outcome or Exit.DONE if told else _succeeded(outcome, as_json)
+        code = _succeeded(outcome, as_json)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, as_json)
     return code
 
 
-def _succeeded(outcome: Any, as_json: bool) -> Exit:
+def _succeeded(outcome: Any, as_json: bool) -> int:
+    if outcome is None or isinstance(outcome, int):  # help and version, or the code of a process
+        return outcome or Exit.DONE
     code = Exit.REFUSED if outcome.refused else Exit.DONE
     if outcome.refused:
         print(f"{outcome.refused} items were refused; {outcome.refusals} lists them with reasons", file=sys.stderr)

@@ -53,20 +53,16 @@ def _first_call(row: Row, setting: Setting, log: Path, record: Record, warm: boo
     Of warm processes the median of three: a virtual machine may have to get the memory that a process touches first
     from its host, which takes longer than all the rest, and the processes before leave it to the next.
     """
+    beyond = []
     with tempfile.TemporaryDirectory() as folder:
         private = dataclasses.replace(setting, environment={"TILEWORK_CACHE": folder})
-        cold, *others = (_beyond_a_call(row, private, log, record) for _ in range(4 if warm else 1))
-    if not record.left_out:
-        record.ours = statistics.median(others or [cold])
-
-
-def _beyond_a_call(row: Row, setting: Setting, log: Path, record: Record) -> float:
-    """What the first call in a process takes longer than another one."""
-    worker = WorkerProcess(OURS, setting, log)
-    first = worker.ask("build", work=row.work)
-    steady = worker.ask("measure", variant="jit", seconds=SECONDS) if "seconds" in first else first
-    worker.close()
-    if "failed" in steady:
-        record.left_out[OURS] = steady["failed"]
-        return 0.0
-    return first["seconds"]["jit"] - steady["seconds"]
+        for _ in range(4 if warm else 1):
+            worker = WorkerProcess(OURS, private, log)
+            first = worker.ask("build", work=row.work)
+            steady = worker.ask("measure", variant="jit", seconds=SECONDS) if "seconds" in first else first
+            worker.close()
+            if "failed" in steady:
+                record.left_out[OURS] = steady["failed"]
+                return
+            beyond.append(first["seconds"]["jit"] - steady["seconds"])
+    record.ours = statistics.median(beyond[1:] or beyond)
