@@ -268,7 +268,16 @@ def promote(*values: Any) -> tuple[Array, ...]:
         dtype = dtypes.float32
     if dtype.kind == "bool" and any(type(value) is int for value in values):
         dtype = dtypes.int32
-    return tuple(as_array(value, dtype) for value in values)
+    return tuple(_number(value, dtype) if type(value) is float and value != 0.0 else as_array(value, dtype)
+                 for value in values)
+
+
+@functools.lru_cache(maxsize=1024)
+def _number(value: float, dtype: DType) -> Array:
+    """Always the same array for a number, so that a graph captures it once; not for zeros, which have two signs."""
+    array = as_array(value, dtype)
+    array.storage.flags.writeable = False
+    return array
 
 
 # The ops are written with arrays, and the methods of Array with the ops: this import waits until Array exists.

@@ -14,27 +14,29 @@ from core.engine.array import Array, as_array
 from core.engine.errors import ShapeError
 from core.engine.graph import Graph, Value
 from core.engine.ops.shape import full_like
-from core.engine.trace import at, replay, trace
+from core.engine.trace import at, here, replay, trace
 
 
 def vjp_graph(graph: Graph, arguments: Sequence[Array], cotangents: Sequence[Array | None]) -> list[Array | None]:
     """Cotangents of a graph's inputs, given those of its outputs; the forward equations are applied once more."""
-    return backward(graph, replay(graph, arguments), cotangents)
+    return backward(graph, replay(graph, arguments), cotangents, graph.inputs)
 
 
-def backward(graph: Graph, known: dict[Value, Array], cotangents: Sequence[Array | None]) -> list[Array | None]:
+def backward(graph: Graph, known: dict[Value, Array], cotangents: Sequence[Array | None],
+             inputs: Sequence[Value]) -> list[Array | None]:
     """Walk the equations of a replayed graph in reverse.
 
     Parameters
     ----------
     known : the array of every value, from `replay`
     cotangents : one an output, None for zero
+    inputs : those of the graph's inputs whose cotangents are asked for
 
     Returns
     -------
-    One cotangent an input; None where the output does not depend on it, or where it is not of a float type.
+    One cotangent for each of them; None where the output does not depend on it, or where it is not of a float type.
     """
-    active = _active(graph)
+    active = _active(graph, inputs)
     pending: dict[Value, Array] = {}
 
     def accumulate(value: Value, ct: Array | None) -> None:
@@ -43,12 +45,13 @@ def backward(graph: Graph, known: dict[Value, Array], cotangents: Sequence[Array
 
     for value, ct in zip(graph.outputs, cotangents, strict=True):
         accumulate(value, ct)
-    for equation in reversed(graph.equations):
-        cts = [pending.pop(value, None) for value in equation.outputs]
-        if equation.op.grad is None or all(ct is None for ct in cts):
-            continue
-        outs = [known[value] for value in equation.outputs]
-        with at(equation.where):
+    with at(here()) as move_to:
+        for equation in reversed(graph.equations):
+            cts = [pending.pop(value, None) for value in equation.outputs]
+            if equation.op.grad is None or all(ct is None for ct in cts):
+                continue
+            outs = [known[value] for value in equation.outputs]
+            move_to(equation.where)
             if equation.op.multiple:
                 cts_in = equation.op.grad(zero_cotangents(cts, outs), outs, *(known[v] for v in equation.inputs),
                                           **equation.params)
@@ -56,12 +59,12 @@ def backward(graph: Graph, known: dict[Value, Array], cotangents: Sequence[Array
                 cts_in = equation.op.grad(cts[0], outs[0], *(known[v] for v in equation.inputs), **equation.params)
             for value, ct in zip(equation.inputs, cts_in, strict=True):
                 accumulate(value, ct)
-    return [pending.get(value) for value in graph.inputs]
+    return [pending.get(value) for value in inputs]
 
 
-def _active(graph: Graph) -> set[Value]:
-    """Float values that depend on an input."""
-    active = {value for value in graph.inputs if value.aval.dtype.is_float}
+def _active(graph: Graph, inputs: Sequence[Value]) -> set[Value]:
+    """Float values that depend on these inputs."""
+    active = {value for value in inputs if value.aval.dtype.is_float}
     for equation in graph.equations:
         if any(value in active for value in equation.inputs):
             active.update(value for value in equation.outputs if value.aval.dtype.is_float)
@@ -99,7 +102,7 @@ def _linearise(function: Callable[..., Any], arguments: tuple[Any, ...], has_aux
 
     def pull_back(cotangents: Sequence[Array | None]) -> Any:
         padded = [*cotangents, *([None] * (len(traced.graph.outputs) - split[0]))]
-        grads = backward(traced.graph, known, padded)[:len(leaves)]
+        grads = backward(traced.graph, known, padded, traced.graph.inputs[:len(leaves)])
         return tree.unflatten(structure, zero_cotangents(grads, leaves))
 
     return _Linearised(main, auxiliary, pull_back)

@@ -139,12 +139,16 @@ def current_layer() -> object | None:
 
 
 @contextmanager
-def at(where: Where) -> Iterator[None]:
-    """Make the ops inside belong to `where`, as when a graph is replayed."""
+def at(where: Where) -> Iterator[Callable[[Where], None]]:
+    """Make the ops inside belong to `where`, or to the place that the function given is told next, as in a replay."""
     before = _context.where
+
+    def move_to(next_place: Where) -> None:
+        _context.where = where if next_place is NOWHERE else next_place
+
     _context.where = where
     try:
-        yield
+        yield move_to
     finally:
         _context.where = before
 
@@ -205,10 +209,11 @@ def replay(graph: Graph, arguments: Sequence[Array]) -> dict[Value, Array]:
     known: dict[Value, Array] = dict(zip(graph.inputs, arguments, strict=True))
     for value, constant in graph.constants.items():
         known[value] = Array(value.aval, constant)
-    for equation in graph.equations:
-        with at(equation.where if equation.where is not NOWHERE else here()):
+    with at(here()) as move_to:
+        for equation in graph.equations:
+            move_to(equation.where)
             outputs = apply(equation.op, [known[value] for value in equation.inputs], equation.params)
-        known.update(zip(equation.outputs, outputs if equation.op.multiple else (outputs,), strict=True))
+            known.update(zip(equation.outputs, outputs if equation.op.multiple else (outputs,), strict=True))
     return known
 
 

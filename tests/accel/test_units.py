@@ -16,6 +16,7 @@ import pytest
 
 from core.accel import chips, fingerprint, units
 from core.accel.kernels import gemm, narrow, narrow_panels
+from tests.accel import tile_emulation
 from tests.accel.stepping import Memory
 
 NAMED = {chips.VECTORS, *(unit for chip in chips.CHIPS for _, unit, _ in chip.narrow)}
@@ -91,3 +92,13 @@ def test_products_on_tiles_compile_on_any_machine(name, prefix, opcode):
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 4
+
+
+@pytest.mark.skipif(tile_emulation.what_is_missing() is not None, reason=str(tile_emulation.what_is_missing()))
+def test_products_on_tiles_are_right_where_tiles_are_emulated():
+    others = {key: value for key, value in os.environ.items() if key != "TILEWORK_CPU"}
+    done = subprocess.run([sys.executable, "-m", tile_emulation.__name__, "-q", "-p", "no:cacheprovider", "-k", "amx",
+                           "tests/accel/test_narrow.py"], cwd=Path(__file__).parents[2], env=others,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "skipped" not in done.stdout

@@ -19,7 +19,7 @@ from core.accel.passes.fuse import LOOP_FAMILIES
 from core.accel.views import VIEWS
 from core.engine import dtypes
 from core.engine.array import Array
-from core.engine.graph import Aval, Equation, Graph, Value
+from core.engine.graph import NOWHERE, Aval, Equation, Graph, Value
 from core.engine.ops.control import unroll
 from core.engine.ops.table import TABLE, Op, infer
 from core.engine.trace import Staging, apply, at, call_graph, interpret
@@ -239,11 +239,11 @@ def simplify(graph: Graph, numbers: Mapping[Value, float] | None = None, *, in_s
             first = constant.reshape(-1)[0]
             if constant.size == 1 or (constant.size <= _SMALL and np.all(constant == first)):
                 simplifier.numbers[simplifier.value(known[value])] = float(first)
-    with interpret(simplifier):
+    with interpret(simplifier), at(NOWHERE) as move_to:
         for equation in graph.equations:
             inputs = [known[value] for value in equation.inputs]
-            with at(equation.where):
-                results = apply(equation.op, inputs, equation.params)
+            move_to(equation.where)
+            results = apply(equation.op, inputs, equation.params)
             outputs = results if equation.op.multiple else (results,)
             known.update(zip(equation.outputs, outputs, strict=True))
     staged = simplifier.graph

@@ -109,7 +109,7 @@ def _scan_grad(cts: Sequence[Array | None], outs: Sequence[Array], *arguments: A
         stacked, xs, ct_ys = slices
         known = replay(rest, [*fixed, *xs]) | dict(zip(kept, stacked, strict=True))
         inputs = [known[value] for value in body.inputs]
-        grads = zero_cotangents(backward(body, known, [*ct_carry, *ct_ys]), inputs)
+        grads = zero_cotangents(backward(body, known, [*ct_carry, *ct_ys], body.inputs), inputs)
         added = [total + grad for total, grad in zip(ct_fixed, grads[:consts], strict=True)]
         return (grads[consts:consts + carries], added), grads[consts + carries:]
 
