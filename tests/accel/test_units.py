@@ -79,26 +79,28 @@ print(sum(third[0] & 7 == prefix for third in found))
 """
 
 
+def run(*arguments, **variables):
+    """What Python prints, run with these arguments, in the best way that the machine offers."""
+    others = {key: value for key, value in os.environ.items() if key != "TILEWORK_CPU"}
+    done = subprocess.run([sys.executable, *arguments], cwd=Path(__file__).parents[2], env={**others, **variables},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="tiles are of x86")
 @pytest.mark.parametrize(("name", "prefix", "opcode"), [("bfloat16", 2, "5c"), ("int8", 3, "5e"), ("uint8", 1, "5e")],
                          ids=["tdpbf16ps", "tdpbssd", "tdpbusd"])
 def test_products_on_tiles_compile_on_any_machine(name, prefix, opcode):
     """The instructions are told by their opcode and prefix, in the three bytes of VEX before it."""
-    others = {key: value for key, value in os.environ.items() if key != "TILEWORK_CPU"}
     features = ",".join(f"+{feature}" for feature in TILE_FEATURES)
-    program = TILE_PROGRAM.format(features=TILE_FEATURES)
-    done = subprocess.run([sys.executable, "-c", program, name, str(prefix), opcode], cwd=Path(__file__).parents[2],
-                          env={**others, "NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features},
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 4
+    found = run("-c", TILE_PROGRAM.format(features=TILE_FEATURES), name, str(prefix), opcode,
+                NUMBA_CPU_NAME="sapphirerapids", NUMBA_CPU_FEATURES=features)
+    assert int(found) >= 4
 
 
 @pytest.mark.skipif(tile_emulation.what_is_missing() is not None, reason=str(tile_emulation.what_is_missing()))
-def test_products_on_tiles_are_right_where_tiles_are_emulated():
-    others = {key: value for key, value in os.environ.items() if key != "TILEWORK_CPU"}
-    done = subprocess.run([sys.executable, "-m", tile_emulation.__name__, "-q", "-p", "no:cacheprovider", "-k", "amx",
-                           "tests/accel/test_narrow.py"], cwd=Path(__file__).parents[2], env=others,
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout and "skipped" not in done.stdout
+def test_products_on_emulated_tiles_are_right():
+    arguments = ("-q", "-p", "no:cacheprovider", "-k", "amx", "tests/accel/test_narrow.py")
+    found = run("-m", tile_emulation.__name__, *arguments)
+    assert "passed" in found and "skipped" not in found
