@@ -101,7 +101,8 @@ def may_import(importer: str, imported: str) -> bool:
     if within(importer, "core.engine"):
         return within(imported, "core.engine")
     if within(importer, "core.accel"):
-        return within(imported, "core.accel") or any(within(imported, known) for known in ENGINE_FOR_ACCEL)
+        return imported == "core" or within(imported, "core.accel") or any(
+            within(imported, known) for known in ENGINE_FOR_ACCEL)
     if within(importer, "apps"):
         return within(imported, "core.engine") or (
             within(imported, "apps") and not between_apps(importer, imported))

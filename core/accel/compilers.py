@@ -7,7 +7,6 @@ Invariant: they only add entries to the store. What one fails to compile, or a p
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import json
 import logging
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from core.accel import objects, store, threads, walker
+from core.engine.trace import uncollected
 
 _WORTH = 8
 """Kernels that one core compiles in about twice the time in which a process starts."""
@@ -43,25 +43,13 @@ def compile_missing(texts: Iterable[str]) -> None:
         feeder.start()
     try:
         if feeders:
-            with _uncollected():
+            with uncollected():  # it would walk through all that numba keeps for each kernel
                 for text in _each(missing):
                     store.default().compile(text)
     finally:
         missing.clear()
         for feeder in feeders:
             feeder.join()
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """A time without Python's collector of cycles, which would walk all that numba keeps for each kernel."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _each(missing: deque[str]) -> Iterator[str]:
@@ -91,7 +79,7 @@ def _serve() -> None:
     from numba import njit  # noqa: F401  what takes long to start
 
     print(flush=True)
-    with _uncollected():
+    with uncollected():
         for line in sys.stdin:
             store.default().compile(json.loads(line))
             print(flush=True)

@@ -114,6 +114,10 @@ class CpuExecutable:
         with self._lock:
             return [array.copy() for array in self._held]
 
+    def release(self) -> None:
+        with self._lock:
+            self._held, self._spare = [], []
+
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         for array in arrays:
             if not array.flags.c_contiguous:

@@ -23,6 +23,8 @@ _PLAIN = {"neg": "-{0}", "abs": "abs({0})", "add": "{0} + {1}", "sub": "{0} - {1
           "select": "{1} if {0} else {2}",
           "random_bits": "threefry_u32({0}, {1}, np.uint32({2}), np.uint32({2} >> 32))"}
 _RANDOM = ("core.accel.kernels.random", "threefry_u32")
+WRITABLE = {*_PLAIN, *_MATH, "compare", "convert", "max", "min"}
+"""Ops that a loop can hold."""
 COSTLY = SLOW | {"sqrt", "div"}
 """Ops that take longer than to keep their result in the first cache and fetch it from there."""
 

@@ -7,8 +7,7 @@ kernel that needs its operand in row-major order has it copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,7 +82,7 @@ class Lowering:
         elif name in PRODUCT_KERNELS:
             self.add(PRODUCT_KERNELS[name](self, equation, epilogue))
         else:
-            KERNELS[name](self, equation)
+            KERNELS[name].lower(self, equation)
 
     # --- views -------------------------------------------------------------------------------------------------------
 
@@ -186,27 +185,48 @@ class Lowering:
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
-_NUMBERS = {dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64}
-_KERNEL_TYPES: dict[str, set[DType]] = {
-    "dot": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
-    "conv": {dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8},
-    "conv_dw": {dtypes.float32, dtypes.float64, dtypes.bfloat16}, "pad": set(dtypes.ALL), "concat": set(dtypes.ALL),
-    "bit_dot": {dtypes.uint8}}
+@dataclass(frozen=True)
+class Kernel:
+    """How equations of an op become steps, and which of them do; the others run on the host."""
+
+    lower: Callable[[Lowering, Equation], None]
+    takes: Callable[[Equation], bool]
 
 
 def has_kernel(equation: Equation) -> bool:
     """Whether an equation that is neither loop nor view runs as a kernel, and not on the host."""
-    if equation.op.name not in KERNELS | PRODUCT_KERNELS:
-        return False
-    if equation.op.name == "scan":
-        return True
-    x, params = equation.inputs[0].aval, equation.params
-    if equation.op.name in ("window", "window_grad") and not window.fits(x.shape, params["size"], params["stride"],
-                                                                         params["padding"]):
-        return False
-    if equation.op.name in ("dot", "conv") and x.dtype in (dtypes.uint8, dtypes.int8):
-        return equation.inputs[1].aval.dtype is dtypes.int8
-    return x.dtype in _KERNEL_TYPES.get(equation.op.name, _NUMBERS)
+    name = equation.op.name
+    return _takes_product(equation) if name in PRODUCT_KERNELS else name in KERNELS and KERNELS[name].takes(equation)
+
+
+def _of(*kinds: DType) -> Callable[[Equation], bool]:
+    """Whether the first operand is of one of these types."""
+    return lambda equation: equation.inputs[0].aval.dtype in kinds
+
+
+_takes_any = _of(*dtypes.ALL)
+_takes_numbers = _of(dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64)
+_takes_floats = _of(dtypes.float32, dtypes.float64, dtypes.bfloat16)
+
+
+def _takes_product(equation: Equation) -> bool:
+    left, right = (value.aval.dtype for value in equation.inputs)
+    return right is dtypes.int8 if left in (dtypes.uint8, dtypes.int8) else _takes_floats(equation)
+
+
+def _takes_window(equation: Equation) -> bool:
+    params = equation.params
+    fits = window.fits(equation.inputs[0].aval.shape, params["size"], params["stride"], params["padding"])
+    return fits and _takes_numbers(equation)
+
+
+def _row_major(kernel: Callable[..., list[Step]]) -> Callable[[Lowering, Equation], None]:
+    """For kernels of row-major operands, one result and the op's own parameters."""
+    def lower(lowering: Lowering, equation: Equation) -> None:
+        inputs = [lowering.solid(value) for value in equation.inputs]
+        lowering.add(kernel(*inputs, lowering.fresh(equation.outputs[0]), **equation.params))
+
+    return lower
 
 
 def _lower_conv_dw(lowering: Lowering, equation: Equation) -> None:
@@ -224,7 +244,6 @@ def _lower_gather(lowering: Lowering, equation: Equation) -> None:
 def _gather(lowering: Lowering, equation: Equation) -> None:
     x, indices = (lowering.memory(value) for value in equation.inputs)
     lowering.add(index.gather(x, indices, lowering.fresh(equation.outputs[0]), equation.params["axis"]))
-
 
 
 def _gathered_pair(lowering: Lowering, equation: Equation) -> list[Step]:
@@ -262,26 +281,6 @@ def _lower_sort(lowering: Lowering, equation: Equation) -> None:
 def _lower_window(lowering: Lowering, equation: Equation) -> None:
     x, *of = (lowering.solid(value) for value in dict.fromkeys(equation.inputs))
     lowering.add(window.window(x, of[0] if of else None, lowering.fresh(equation.outputs[0]), **equation.params))
-
-
-def _lower_window_grad(lowering: Lowering, equation: Equation) -> None:
-    x, ct = (lowering.solid(value) for value in equation.inputs)
-    lowering.add(window.window_grad(x, ct, lowering.fresh(equation.outputs[0]), **equation.params))
-
-
-def _lower_cumsum(lowering: Lowering, equation: Equation) -> None:
-    x = lowering.solid(equation.inputs[0])
-    lowering.add(cumsum.cumsum(x, lowering.fresh(equation.outputs[0]), **equation.params))
-
-
-def _lower_argreduce(lowering: Lowering, equation: Equation) -> None:
-    x = lowering.solid(equation.inputs[0])
-    lowering.add(argreduce.argreduce(x, lowering.fresh(equation.outputs[0]), **equation.params))
-
-
-def _lower_bit_dot(lowering: Lowering, equation: Equation) -> None:
-    a, b = (lowering.solid(value) for value in equation.inputs)
-    lowering.add(bits.bit_dot(a, b, lowering.fresh(equation.outputs[0]), **equation.params))
 
 
 def _lower_pad(lowering: Lowering, equation: Equation) -> None:
@@ -334,10 +333,15 @@ def narrowed(view: View, axis: int, begin: int, extent: int, step: int) -> View:
 PRODUCT_KERNELS: dict[str, Callable[[Values, Equation, Epilogue | None], list[Step]]] = {
     "dot": contract.dot, "conv": contract.conv}
 """Ops whose kernels go on with an epilogue."""
-KERNELS: dict[str, Callable[[Lowering, Any], None]] = {
-    "conv_dw": _lower_conv_dw, "gather": _lower_gather, "scatter_add": _lower_scatter_add,
-    "segment_reduce": _lower_segment_reduce, "sort": _lower_sort, "window": _lower_window,
-    "window_grad": _lower_window_grad, "cumsum": _lower_cumsum, "argreduce": _lower_argreduce, "pad": _lower_pad,
-    "concat": _lower_concat, "scan": _lower_scan, "bit_dot": _lower_bit_dot,
+KERNELS = {
+    "conv_dw": Kernel(_lower_conv_dw, _takes_floats), "gather": Kernel(_lower_gather, _takes_any),
+    "scatter_add": Kernel(_lower_scatter_add, _takes_numbers),
+    "segment_reduce": Kernel(_lower_segment_reduce, _takes_numbers), "sort": Kernel(_lower_sort, _takes_numbers),
+    "window": Kernel(_lower_window, _takes_window),
+    "window_grad": Kernel(_row_major(window.window_grad), _takes_window),
+    "cumsum": Kernel(_row_major(cumsum.cumsum), _takes_numbers),
+    "argreduce": Kernel(_row_major(argreduce.argreduce), _takes_numbers), "pad": Kernel(_lower_pad, _takes_any),
+    "concat": Kernel(_lower_concat, _takes_any), "scan": Kernel(_lower_scan, lambda equation: True),
+    "bit_dot": Kernel(_row_major(bits.bit_dot), _of(dtypes.uint8)),
 }
 """Other ops with kernels of their own; an op that is missing here runs on the host."""

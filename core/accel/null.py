@@ -30,6 +30,9 @@ class NullExecutable:
     def held(self) -> list[NDArray[Any]]:
         return list(self._held)
 
+    def release(self) -> None:
+        self._held = []
+
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         return [np.broadcast_to(aval.dtype.storage.type(0), aval.shape) for aval in self._outputs]
 

@@ -103,10 +103,21 @@ def make_plan(graph: Graph, options: Options, backend: str) -> Plan:
     placed = [(base_of[buffer][1], array) for buffer, array in constants.items()]
     entries = [entry for step, layer in zip(lowering.steps, lowering.layers, strict=True)
                for entry in _entries(step, layer)]
-    sources = {step.name: step.kernel for entry in lowering.steps for step in _parts(entry) if isinstance(step, Step)}
-    report = Report(backend, entries, sources, arena + kept)
+    report = Report(backend, entries, _sources(lowering.steps), arena + kept)
     in_place = frozenset(graph.outputs.index(value) for value in updated)
     return Plan(prologue, body, base_of, arena, kept, placed, inputs, outputs, in_place, report)
+
+
+def _sources(steps: Sequence[AnyStep]) -> dict[str, str]:
+    """The texts of all kernels by the names of their steps; others of the same name are numbered from 2."""
+    kernels = dict.fromkeys((step.name, step.kernel) for entry in steps for step in _parts(entry)
+                            if isinstance(step, Step))
+    numbers: dict[str, int] = {}
+    sources = {}
+    for name, text in kernels:
+        number = numbers[name] = numbers.get(name, 0) + 1
+        sources[name if number == 1 else f"{name} {number}"] = text
+    return sources
 
 
 def _output_views(graph: Graph, lowering: Lowering) -> list[View]:

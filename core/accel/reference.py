@@ -31,6 +31,9 @@ class ReferenceExecutable:
     def held(self) -> list[NDArray[Any]]:
         return [array.copy() for array in self._held]
 
+    def release(self) -> None:
+        self._held = []
+
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         results = run_graph(self.graph, [*self._held, *arrays])
         if self.options.carried:

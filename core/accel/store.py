@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from core import STARTED
 from core.accel import fingerprint, objects
 from core.accel.objects import ObjectCode
 from core.engine.errors import DeviceError, compose
@@ -31,7 +32,8 @@ CAPACITY = 512 << 20
 _MAGIC = b"tilework entry 2\n"
 _KINDS = (".kernel", ".plan")
 _log = logging.getLogger("tilework.store")
-_started = time.time() - 1.0
+_CLOCK_STEP = 1.0
+"""Seconds by which the time of a change may be too early: some file systems count whole ones."""
 
 
 def address(text: str) -> int:
@@ -99,7 +101,7 @@ class Store:
                 self._compile(text, self._path(text).name)
 
     def entries(self) -> set[str]:
-        """Names of all entries in the directory."""
+        """Names of the entries of all kernels in the directory."""
         return {path.name for path in self.directory.glob("*.kernel")}
 
     def used(self) -> set[str]:
@@ -179,8 +181,8 @@ def _code(body: bytes) -> ObjectCode:
 
 
 def edited(sources: Iterable[Path]) -> list[Path]:
-    """Those files that changed after this process began."""
-    return [path for path in sources if path.stat().st_mtime > _started]
+    """Those files that changed, or went, after this process began to read the program."""
+    return [path for path in sources if not path.exists() or path.stat().st_mtime > STARTED - _CLOCK_STEP]
 
 
 def _read(path: Path) -> bytes | None:

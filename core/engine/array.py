@@ -1,6 +1,7 @@
 """Array: a value with a dtype and a static shape, concrete or being traced; behaves like a numpy array.
 
-Invariant: an Array never changes. A concrete one holds a read-only numpy array, a traced one a graph value.
+Invariant: nothing in the engine changes an Array. A concrete one holds a numpy array, a traced one a graph value.
+`as_array` shares the memory of a numpy array, as `Array.numpy` does; `array` and `numpy.array` copy.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ class Array:
         return int(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        values = self.numpy()
-        return values if dtype is None else values.astype(dtype)
+        values = self.numpy() if dtype is None else self.numpy().astype(dtype)
+        return values.copy() if copy and values is self.data else values
 
     def __repr__(self) -> str:
         return f"Array({self.aval}, traced)" if self.is_traced else f"Array({self.aval}, {self.numpy()!r})"

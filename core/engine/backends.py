@@ -78,6 +78,9 @@ class Executable(Protocol):
     def held(self) -> list[NDArray[Any]]:
         """Copies of the held inputs as they are now."""
 
+    def release(self) -> None:
+        """Give up what is held, until `hold` comes again."""
+
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Run on storage arrays, the held ones left out; gives fresh arrays, carried ones left out."""
 

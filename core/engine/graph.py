@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.engine.dtypes import DType, as_dtype
+from core.engine.dtypes import DType
 
 if TYPE_CHECKING:
     from core.engine.ops.table import Op
@@ -42,11 +42,6 @@ class Aval:
 
     def __str__(self) -> str:
         return f"{self.dtype.short}[{', '.join(map(str, self.shape))}]"
-
-
-def aval_of(dtype: Any, shape: tuple[int, ...]) -> Aval:
-    """An Aval from anything that names a dtype and a shape of integers."""
-    return Aval(as_dtype(dtype), tuple(int(extent) for extent in shape))
 
 
 @dataclass(frozen=True)

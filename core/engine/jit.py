@@ -131,8 +131,8 @@ def _wrap(structure: tree.Structure, avals: Sequence[Aval], results: Sequence[An
 class Program:
     """A jitted function bound to its first argument, whose memory it owns.
 
-    A call with new shapes compiles (or re-plans) once; what is owned moves along. One thread calls at a time. Programs
-    of one function share nothing.
+    A call with new shapes compiles (or re-plans) once. What calls update moves along; what stays as it is, is held once
+    for each of the shapes. One thread calls at a time. Programs of one function share nothing.
     """
 
     def __init__(self, jitted: Jitted, first: Any, update: bool) -> None:
@@ -175,13 +175,16 @@ class Program:
         """Let the executable for arguments of this signature hold what is owned."""
         structure, avals = signature
         key = (structure, tuple(avals))
-        compiled = self._known.get(key)
+        compiled, former = self._known.get(key), self._holder
+        is_new = compiled is None
         if compiled is None:
-            compiled = self._known[key] = self._compile(signature)
-        if compiled is not self._holder:
+            compiled = self._compile(signature)
             self._check(compiled)
+        if is_new or (self._options.carried and compiled is not former):
             compiled.executable.hold([array.storage for array in tree.leaves(self.value)])
-            self._holder = compiled
+        if self._options.carried and former is not None and compiled is not former:
+            former.executable.release()
+        self._known[key] = self._holder = compiled
         self._signature = signature
 
     def _compile(self, signature: _Signature) -> _Compiled:

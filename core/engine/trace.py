@@ -165,9 +165,9 @@ def interpret(interpreter: Interpreter) -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let Python's collector of cycles wait while a graph grows.
+    """Let Python's collector of cycles wait while something large grows, such as a graph.
 
-    It would walk through all of the graph again and again, which takes a third of the time, and nothing of it can go.
+    It would walk through all of it again and again, which takes a third of the time, and nothing of it can go.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -12,7 +12,7 @@ from core.accel.kernels.conv import conv, conv_dw
 from core.engine import dtypes, ops
 from core.engine.grad import vjp
 from core.engine.jit import jit
-from core.engine.ops.contract import mirror
+from core.engine.ops import mirror
 from tests.accel.stepping import Memory
 
 

@@ -136,6 +136,18 @@ def test_loops_have_a_largest_size():
     assert len(nodes) <= 6
 
 
+def test_kernels_have_no_more_operands_than_a_step():
+    def choices(conditions, branches):
+        results = [branches[0]]
+        for number in range(1, MAXIMUM_EQUATIONS):
+            results.append(ops.select(conditions[number], branches[number], results[-1]))
+        return results
+
+    branches = drawn(MAXIMUM_EQUATIONS, 6)
+    found, expected = (jit(choices, device=device)(branches > 0, branches) for device in ("cpu", "reference"))
+    np.testing.assert_array_equal([row.numpy() for row in found], [row.numpy() for row in expected])
+
+
 @pytest.mark.parametrize("seed", range(0, 120, 4))
 def test_nodes_hold_each_equation_once_in_order(seed):
     function, arguments = random_graph(seed, length=20)

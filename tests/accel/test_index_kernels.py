@@ -11,7 +11,8 @@ import pytest
 
 from core.accel.kernels.index import gather, gathered_pair, merge_axes, sort
 from core.accel.kernels.segment import link, scatter_add, segment_reduce
-from core.engine import ops
+from core.engine import dtypes, ops
+from core.engine.array import as_array
 from core.engine.jit import jit
 from tests.accel.stepping import Memory, evaluate
 
@@ -53,6 +54,14 @@ GATHERS = [  # shape of x, shape of indices, axis
     ((3, 1, 2, 70), (9,), 2), ((2, 3), (2500,), 1), ((3, 2500), (2,), 0), ((4, 6, 5), (2, 3), 2), ((5, 2), (0,), 0),
     ((3, 9, 15), (80,), 1), ((20, 33), (70,), 0), ((2, 7, 3, 16), (5, 9), 1),
 ]
+
+
+@pytest.mark.parametrize("dtype", dtypes.ALL, ids=str)
+def test_rows_of_any_type_are_gathered_by_a_kernel(dtype):
+    table = as_array(np.random.default_rng(0).integers(0, 2, (9, 5)), dtype)
+    function = jit(lambda table: ops.gather(table, np.array([3, 0, 8, 3], np.int32), axis=0))
+    np.testing.assert_array_equal(function(table).numpy(), table.numpy()[[3, 0, 8, 3]])
+    assert not any("host" in step[0] for step in function.report(table).steps)
 
 
 @pytest.mark.parametrize("shape,index_shape,axis", GATHERS)

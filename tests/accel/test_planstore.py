@@ -307,7 +307,7 @@ def test_an_op_that_is_not_in_the_table_has_no_name():
 def test_a_process_older_than_its_sources_does_without(plans, monkeypatch, no_planner):
     backend("cpu").compile(traced(wave, X), Options())
     entry, = plans.iterdir()
-    monkeypatch.setattr(store, "_started", 0.0)
+    monkeypatch.setattr(store, "STARTED", 0.0)
     backend("cpu").compile(traced(small, X, Y), Options())
     assert list(plans.iterdir()) == [entry]
     no_planner()

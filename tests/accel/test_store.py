@@ -202,7 +202,7 @@ def test_threads_compile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_code_of_an_edited_source_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_started", 0.0)
+    monkeypatch.setattr(store, "STARTED", 0.0)
     assert Store(tmp_path).address(scale(41)) > 0
     assert entries(tmp_path) == []
 

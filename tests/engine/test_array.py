@@ -56,7 +56,8 @@ def test_indexing_is_numpys(key):
     np.testing.assert_array_equal(as_array(X)[key].numpy(), X[key])
 
 
-@pytest.mark.parametrize("key", [2, np.s_[0, 0, 0, 0], np.s_[::-1], np.s_[:, 3], np.s_[np.array([0]), np.array([0])]],
+@pytest.mark.parametrize("key", [2, np.s_[0, 0, 0, 0], np.s_[::-1], np.s_[:, 3], np.s_[np.array([0]), np.array([0])],
+                                 1.5, True, "a", np.s_[..., 0, ...]],
                          ids=str)
 def test_impossible_indices(key):
     with pytest.raises(ShapeError, match="ShapeError in indexing"):
@@ -85,6 +86,9 @@ def test_array_copies_and_as_array_does_not():
     copied, shared = array(values), as_array(values)
     values[0] = 1
     assert copied.numpy()[0] == 0 and shared.numpy()[0] == 1
+    for own in (np.array(shared), np.array(shared, np.float64), np.asarray(shared, copy=True)):
+        own[0] = 2
+    assert shared.numpy()[0] == 1 and np.asarray(shared) is shared.numpy()
 
 
 def test_bfloat16_rounds_to_even():

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from core.accel.expressions import WRITABLE
+from core.accel.layout import MAXIMUM_OPERANDS
 from core.accel.step import View, contiguous, row_major
 from core.accel.views import INDEX, VIEWS, iota, is_whole, kept_shape, look, reshaped, spread
 from core.engine import dtypes
@@ -26,7 +28,6 @@ from core.engine.graph import Equation, Graph, Value
 
 PRODUCTS = {"dot", "conv"}
 """Ops that may have an epilogue."""
-LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "random"}
 PAIRS = {"add": "sum", "sub": "difference"}
 """Ops on two gathers that one kernel does, and their names there."""
 MAXIMUM_EQUATIONS = 48
@@ -94,6 +95,14 @@ def _may_have_stages(shape: Shape, axes: Shape) -> bool:
     return math.prod(shape) // rows <= (MAXIMUM_ROW if rows >= _MANY_ROWS else _SHORT_ROW)
 
 
+def _fit_in_a_kernel(first: Node, second: Node) -> bool:
+    """Whether a kernel can hold the equations of both, with all that they read and, at most, write."""
+    equations = first.equations + second.equations
+    made = {value for equation in equations for value in equation.outputs}
+    read = {value for equation in equations for value in equation.inputs} - made
+    return len(equations) <= MAXIMUM_EQUATIONS and len(read) + len(made) <= MAXIMUM_OPERANDS
+
+
 class _Fuser:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -140,7 +149,7 @@ class _Fuser:
         producers = set(self.producers(equation))
         for producer in producers:
             node.needs |= producer.needs | producer.members
-        if equation.op.family in LOOP_FAMILIES:
+        if equation.op.name in WRITABLE:
             node.shape = equation.outputs[0].aval.shape
         elif equation.op.name == "reduce":
             node.shape, node.axes = equation.inputs[0].aval.shape, equation.params["axes"]
@@ -161,22 +170,19 @@ class _Fuser:
                            for value in equation.inputs))
         return gathers if is_pair else ()
 
-    def merge(self, first: Node, second: Node) -> bool:
+    def merge(self, first: Node, second: Node) -> None:
         """Make one node of two if the invariant allows it; the second is the one that stays."""
-        if first is second or first.gathers or not first.is_loop:
-            return False
-        if len(first.equations) + len(second.equations) > MAXIMUM_EQUATIONS:
-            return False
+        if first is second or first.gathers or not first.is_loop or not _fit_in_a_kernel(first, second):
+            return
         if self._reaches(second, first) or self._reaches(first, second):
-            return False
+            return
         equations = sorted(first.equations + second.equations, key=self.position.__getitem__)
         for shape, axes in _forms(first, second):
             stages = self._stages(equations, shape, axes)
             if stages is not None:
                 second.equations, second.shape, second.axes, second.stages = equations, shape, axes, stages
                 self._replace(first, second)
-                return True
-        return False
+                return
 
     def _replace(self, first: Node, second: Node) -> None:
         """Let every node that needed one of the two need both, and all that they need."""
@@ -233,7 +239,8 @@ class _Fuser:
                     self._merge_epilogue(node, *found)
 
     def _merge_epilogue(self, node: Node, loop: Node) -> None:
-        if loop.merged is None and self._fits_behind(node.equations[0], loop) and not self._reaches(loop, node):
+        if (loop.merged is None and _fit_in_a_kernel(node, loop) and self._fits_behind(node.equations[0], loop)
+                and not self._reaches(loop, node)):
             node.equations += loop.equations
             node.stages |= loop.stages
             self._replace(loop, node)

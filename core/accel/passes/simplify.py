@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from core.accel.expressions import WRITABLE
 from core.accel.lower import has_kernel
-from core.accel.passes.fuse import LOOP_FAMILIES
 from core.accel.views import VIEWS
 from core.engine import dtypes
 from core.engine.array import Array
@@ -24,7 +24,8 @@ from core.engine.ops.control import unroll
 from core.engine.ops.table import TABLE, Op, infer
 from core.engine.trace import Staging, apply, at, call_graph, interpret
 
-_LOOP_FAMILIES = {"unary", "binary", "logic", "elementwise", "shape", "dynamic", "structural", "random"}
+_TAKE_BFLOAT16 = {"unary", "binary", "logic", "elementwise", "shape", "dynamic", "structural", "random"}
+"""Families whose loops, views or bodies deal with bfloat16 themselves."""
 _NARROW = {"dot", "conv"}
 """Ops outside loops whose kernels take bfloat16."""
 _UNROLLED = 48
@@ -53,7 +54,7 @@ class _Simplifier(Staging):
             return self._scan(op, inputs, params)
         if op.name == "all_reduce" and params["group"] is None:
             return (inputs[0],)
-        if (op.family not in _LOOP_FAMILIES and op.name not in _NARROW
+        if (op.family not in _TAKE_BFLOAT16 and op.name not in _NARROW
                 and any(array.dtype is dtypes.bfloat16 for array in inputs)):
             return _in_float32(op, inputs, params)
         trivial = self._trivial(op, inputs, params)
@@ -215,7 +216,7 @@ def _two_stages(x: Array, first: tuple[int, ...], second: tuple[int, ...], kind:
 
 def _may_be_repeated(equation: Equation) -> bool:
     """Whether an equation becomes kernels, which a compiled loop can call."""
-    return equation.op.family in LOOP_FAMILIES or equation.op.name in {*VIEWS, "reduce"} or has_kernel(equation)
+    return equation.op.name in {*WRITABLE, *VIEWS, "reduce"} or has_kernel(equation)
 
 
 def simplify(graph: Graph, numbers: Mapping[Value, float] | None = None, *, in_scan: bool = False) -> Graph:

@@ -41,7 +41,7 @@ class Up:
 
 @dataclass(frozen=True)
 class Pool:
-    """A maximum or mean over windows; padding counts in neither."""
+    """A maximum or mean over windows: padding is never the maximum, and counts as zeros in the mean."""
 
     kind: str  # "max" or "mean"
     size: int

@@ -21,6 +21,8 @@ Integers = NDArray[np.int64]
 def multiplier(real: float) -> tuple[int, int]:
     """q31 in 2^30..2^31-1 (or 0) and shift, with ``q31 * 2^(shift - 31)`` nearest to a number that is not negative."""
     fraction, shift = math.frexp(real)
+    if shift < -31:  # less than half for any sum
+        return 0, 0
     q31 = math.floor(fraction * 2**31 + 0.5)
     return (q31 // 2, shift + 1) if q31 == 2**31 else (q31, shift)
 

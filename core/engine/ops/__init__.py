@@ -1,6 +1,6 @@
 """The op table and the functions written with it; `TABLE` lists the records."""
 
-from core.engine.ops.contract import bit_dot, conv, conv_dw, dot, matmul, mirror
+from core.engine.ops.contract import bit_dot, conv, conv_dw, dot, matmul
 from core.engine.ops.control import all_reduce, call, custom_call, scan
 from core.engine.ops.elementwise import (
     abs,
@@ -32,6 +32,7 @@ from core.engine.ops.elementwise import (
 from core.engine.ops.index import (
     gather,
     index,
+    mirror,
     one_hot,
     scatter_add,
     segment_mean,

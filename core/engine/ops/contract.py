@@ -15,6 +15,7 @@ import numpy as np
 from core.engine import dtypes
 from core.engine.array import Array, as_array, promote
 from core.engine.graph import Aval
+from core.engine.ops.index import mirror
 from core.engine.ops.reduce import Padding, window_extent
 from core.engine.ops.shape import broadcast_to, reshape, transpose
 from core.engine.ops.table import Op, Sample, register, require
@@ -209,16 +210,6 @@ def _swap_channels(w: Array, groups: int) -> Array:
     split = reshape(mirrored, shape=(*w.shape[:-1], groups, outer))
     turned = transpose(split, axes=(*range(rank), rank + 2, rank + 1, rank))
     return reshape(turned, shape=(*w.shape[:-2], outer, groups * inner))
-
-
-def mirror(x: Array, axes: Sequence[int]) -> Array:
-    """Reverse the order along some axes."""
-    from core.engine.ops.index import gather
-
-    for axis in axes:
-        if x.shape[axis] > 1:
-            x = gather(x, np.arange(x.shape[axis])[::-1].astype(np.int32), axis=axis)
-    return x
 
 
 def _conv_grad(ct: Array, out: Array, x: Array, w: Array, *, stride: tuple[int, ...], padding: Padding,

@@ -6,7 +6,9 @@ three are exact adjoints and padding needs no mask.
 
 from __future__ import annotations
 
+import builtins
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ from core.engine.array import Array, as_array
 from core.engine.dtypes import as_dtype
 from core.engine.errors import ShapeError
 from core.engine.graph import Aval
-from core.engine.ops.elementwise import select
+from core.engine.ops.elementwise import exp, select
 from core.engine.ops.reduce import identity
 from core.engine.ops.shape import arange, full_like, moveaxis, ones, reshape, slice
 from core.engine.ops.table import MultipleOp, Op, Sample, register, register_multiple, require
+
+_python_slice = builtins.slice
 
 
 def _normal(*shape: int) -> Any:
@@ -162,14 +166,20 @@ def segment_softmax(scores: Any, ids: Any, count: int) -> Array:
     scores = as_array(scores)
     top = segment_reduce(scores, ids, count=count, kind="max")
     top = select(top > -1e30, top, full_like(top, 0.0))
-    from core.engine.ops.elementwise import exp
-
     inside = gather(ones((count,) + (1,) * (scores.ndim - 1), scores.dtype), ids, axis=0)
     weights = exp(select(inside > 0, scores - gather(top, ids, axis=0), full_like(scores, 0.0))) * inside
     total = segment_sum(weights, ids, count)
     total = select(total > 0, total, full_like(total, 1.0))
     spread = gather(total, ids, axis=0)
     return weights / select(spread > 0, spread, full_like(spread, 1.0))
+
+
+def mirror(x: Array, axes: Sequence[int]) -> Array:
+    """Reverse the order along some axes."""
+    for axis in axes:
+        if x.shape[axis] > 1:
+            x = gather(x, np.arange(x.shape[axis])[::-1].astype(np.int32), axis=axis)
+    return x
 
 
 # --- sort ------------------------------------------------------------------------------------------------------------
@@ -200,6 +210,36 @@ sort: MultipleOp = register_multiple(Op(
 
 # --- numpy indexing --------------------------------------------------------------------------------------------------
 
+def _filled(x: Array, key: Any) -> list[Any]:
+    """The entries of a key, with slices of whole axes for those that it does not name."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    places = [number for number, entry in enumerate(keys) if entry is Ellipsis] or [len(keys)]
+    named = sum(entry is not None and entry is not Ellipsis for entry in keys)
+    if len(places) > 1:
+        raise ShapeError(f"ShapeError in indexing: more than one ellipsis in the index {key!r}")
+    if named > x.ndim:
+        raise ShapeError(f"ShapeError in indexing: {x.aval} has fewer axes than the index {key!r}")
+    keys[places[0]:places[0] + 1] = [np.s_[:]] * (x.ndim - named)
+    return keys
+
+
+def _span(x: Array, axis: int, entry: Any) -> tuple[int, int, int]:
+    """Start, stop and step of what an integer or a slice takes of an axis."""
+    extent = x.shape[axis]
+    if isinstance(entry, _python_slice):
+        start, stop, step = entry.indices(extent)
+        if step <= 0:
+            raise ShapeError("ShapeError in indexing: a slice has a positive step; mirror an axis with ops.mirror")
+        return start, max(start, stop), step
+    if not isinstance(entry, int | np.integer) or isinstance(entry, bool):
+        raise ShapeError(f"ShapeError in indexing: {entry!r} is no index of axis {axis} of {x.aval}; take an integer, "
+                         "a slice, None, Ellipsis or an array of integers")
+    if not -extent <= entry < extent:
+        raise ShapeError(f"ShapeError in indexing: {entry} is outside axis {axis} of {x.aval}")
+    first = int(entry) % extent
+    return first, first + 1, 1
+
+
 def index(x: Array, key: Any) -> Array:
     """``x[key]`` for integers, slices with positive steps, None, Ellipsis and one integer array.
 
@@ -208,42 +248,20 @@ def index(x: Array, key: Any) -> Array:
     ShapeError
         If the key is of another kind or out of range.
     """
-    keys = list(key) if isinstance(key, tuple) else [key]
-    given = [entry for entry in keys if entry is not None]
-    if Ellipsis not in [entry for entry in keys if not isinstance(entry, Array | np.ndarray)]:
-        keys.append(Ellipsis)
-        given.append(Ellipsis)
-    fill = x.ndim - (len(given) - 1)
-    if fill < 0:
-        raise ShapeError(f"ShapeError in indexing: {x.aval} has fewer axes than the index {key!r}")
-    place = next(number for number, entry in enumerate(keys) if entry is Ellipsis)
-    keys[place:place + 1] = [np.s_[:]] * fill
     spans: list[tuple[int, int, int]] = []
     shape: list[int] = []
     arrays: list[tuple[int, Array]] = []
-    axis = 0
-    for entry in keys:
+    for entry in _filled(x, key):
         if entry is None:
             shape.append(1)
             continue
-        extent = x.shape[axis]
-        if isinstance(entry, int | np.integer):
-            if not -extent <= entry < extent:
-                raise ShapeError(f"ShapeError in indexing: {entry} is outside axis {axis} of {x.aval}")
-            first = int(entry) % extent
-            span = (first, first + 1, 1)
-        elif isinstance(entry, Array | np.ndarray | list):
+        if isinstance(entry, Array | np.ndarray | list):
             arrays.append((len(shape), as_array(entry)))
-            span = (0, extent, 1)
-            shape.append(extent)
-        else:
-            span = entry.indices(extent)
-            if span[2] <= 0:
-                raise ShapeError("ShapeError in indexing: a slice has a positive step; mirror an axis with ops.mirror")
-            span = (span[0], max(span[0], span[1]), span[2])
+            entry = np.s_[:]
+        span = _span(x, len(spans), entry)
+        if isinstance(entry, _python_slice):
             shape.append(-(-(span[1] - span[0]) // span[2]))
         spans.append(span)
-        axis += 1
     if len(arrays) > 1:
         raise ShapeError("ShapeError in indexing: one integer array at a time")
     out = x

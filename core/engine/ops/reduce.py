@@ -52,9 +52,7 @@ def _reduce_numpy(x: Any, *, axes: tuple[int, ...], kind: str) -> Any:
     if kind == "sum":
         return np.sum(x, axis=axes, dtype=x.dtype)
     rule = np.max if kind == "max" else np.min
-    from core.engine.dtypes import as_dtype
-
-    return rule(x, axis=axes, initial=identity(kind, as_dtype(x.dtype)))
+    return rule(x, axis=axes, initial=identity(kind, dtypes.as_dtype(x.dtype)))
 
 
 def _spread(y: Array, x: Array, axes: tuple[int, ...]) -> Array:

@@ -25,7 +25,7 @@ GradRule = Callable[..., "tuple[Any, ...]"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments with which the tests try an op: arrays, parameters, and which inputs are differentiated."""
+    """Arguments with which the tests try an op: arrays and parameters."""
 
     inputs: tuple[NDArray[Any], ...]
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -48,7 +48,7 @@ def test_requantisation_of_tflite(realdata):
 
 def test_a_multiplier_that_rounds_up_to_the_next_power():
     assert multiplier(1 - 2.0**-40) == (1 << 30, 1)
-    assert multiplier(0.0) == (0, 0)
+    assert multiplier(0.0) == multiplier(1e-20) == (0, 0)
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
