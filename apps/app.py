@@ -154,6 +154,11 @@ class Report:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
+    def files(self, folder: Path) -> list[Path]:
+        """What `save` writes."""
+        tables = [f"{name}.csv" for name in self.tables]
+        return [folder / name for name in ("report.json", *tables, *(["arrays.safetensors"] if self.arrays else []))]
+
     def save(self, folder: Path) -> None:
         """Write ``report.json``, one CSV file a table, and ``arrays.safetensors`` if there are arrays."""
         from core.engine import checkpoint

@@ -119,6 +119,11 @@ def _has_reader(pipe: int) -> bool:
     return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+_PLACES = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EROFS,
+           errno.ENAMETOOLONG, errno.EBUSY, errno.ELOOP}
+"""What the system says of a place that does not exist, or where nobody may write."""
+
+
 def _classify(error: BaseException) -> tuple[Exit, str]:
     """Exit code and message of what a command raised."""
     # Loaded only if something that trains ran: its module is slow to import.
@@ -135,7 +140,7 @@ def _classify(error: BaseException) -> tuple[Exit, str]:
         return Exit.RESOURCES, f"out of memory: {error}. Make batches or inputs smaller."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Exit.RESOURCES, f"the disk is full: {error}. Make room; a stopped run goes on with --resume."
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, OSError) and error.errno in _PLACES:
         return Exit.INPUT, f"{error.filename}: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, "interrupted"

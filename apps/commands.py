@@ -28,6 +28,7 @@ from apps.app import (
     load,
     load_config,
 )
+from apps.outputs import check_output, files_of
 from apps.progress import LOGGER, display
 from core.engine.errors import ConfigError, DataError, compose
 
@@ -134,10 +135,13 @@ def evaluate(app: App, run_path: Path, data: Sequence[Path], out: Path | None, g
     _check_inputs(data)
     run = RunDirectory.open(run_path)
     out = out or run.path / "evaluation"
+    check_output(out / "refused.csv", data)
     out.mkdir(parents=True, exist_ok=True)
     with Refusals(out / "refused.csv") as refused:
         report = _call(app.evaluate, given, run=run, config=load_config(load(app.config), run.config_path),
                        data=tuple(data), out=out, refused=refused)
+    for path in report.files(out):
+        check_output(path, data)
     report.save(out)
     return Outcome(report.numbers, out, refused.count, refused.path)
 
@@ -168,7 +172,9 @@ def quantize(app: App, run_path: Path, data: Sequence[Path], out: Path, given: M
     settings = load_config(QuantizeSettings, None, given)
     _check_inputs([*data, *settings.train_on])
     make_folder_for(out)
-    with Refusals(out.with_name(f"{out.name}.refused.csv")) as refused:
+    refusals = out.with_name(f"{out.name}.refused.csv")
+    check_output(refusals, [*data, *settings.train_on])
+    with Refusals(refusals) as refused:
         making = quantize(app, RunDirectory.open(run_path), tuple(data), out, settings, refused, words, resume=resume)
         report = _watch(making, json_lines)
     return Outcome(report.numbers, out, refused.count, refused.path)
@@ -194,7 +200,10 @@ def _convert(command: Command, source: str, out: Path, given: Mapping[str, Any],
     if not command.addresses:
         _check_inputs([Path(source)])
     make_folder_for(out)
-    with Refusals(_refusals_beside(out)) as refused:
+    refusals = _refusals_beside(out)
+    for path in (out, refusals):
+        check_output(path, files_of(source))
+    with Refusals(refusals) as refused:
         report = _call(command, given, input=source if command.addresses else Path(source), out=out, refused=refused,
                        **arguments)
     return Outcome(report.numbers, out, refused.count, refused.path)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.app import Report, load_config
-from apps.connectomics.blocked import address_anywhere, digest_of
+from apps.connectomics.blocked import address_anywhere, changed, digest_of
 from apps.connectomics.blocks import Block, Grid, boxes, triple
 from apps.connectomics.canvas import Canvas
 from apps.connectomics.config import AgglomerateSettings, ConnectomicsConfig, given
@@ -156,6 +156,7 @@ def _decisions(segmentation: Volume, image: Volume, points: NDArray[Any], settin
     grid = Grid(segmentation.shape, (BLOCK,) * 3, (1, 1, 1))
     run_blocks("apps.connectomics.agglomeration:decide_block", {
         "input": address_anywhere(segmentation), "image": address_anywhere(image),
+        "changed": [changed(segmentation), changed(image)],
         "model": str(settings.model.absolute()), "digest": digest_of(settings.model),
         "settings": given(settings, _DECIDING), "points": points.tolist()},
         grid, ledger, settings.workers, settings.scheduler or None)

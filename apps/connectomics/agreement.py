@@ -114,6 +114,12 @@ class ContingencyTable:
         return _counted(np.concatenate([self.bodies, other.bodies]), np.concatenate([self.segments, other.segments]),
                         np.concatenate([self.voxels, other.voxels]))
 
+    def beside(self, other: ContingencyTable) -> ContingencyTable:
+        """The table of two volumes, whose labels are not the same objects where they are equal; labels change."""
+        bodies = self.bodies.max(initial=0) + _ranks(other.bodies)
+        segments = np.where(other.segments > 0, self.segments.max(initial=0) + _ranks(other.segments), 0)
+        return self + ContingencyTable(bodies, segments.astype(np.uint64), other.voxels)
+
     def agreement(self, mask: Mask) -> Agreement:
         """The scores under a mask.
 
@@ -148,6 +154,12 @@ def _labels(values: np.ndarray, name: str) -> np.ndarray:
         raise DataError(compose(f"the {name} does not hold labels", [
             ("found", found), ("expected", "integers, 0 for none and above 0 for each object")]))
     return values.astype(np.uint64)
+
+
+def _ranks(labels: np.ndarray) -> np.ndarray:
+    """The labels above 0 numbered in their order from 1, and 0 as it is: u64."""
+    found, places = np.unique(labels, return_inverse=True)
+    return places.astype(np.uint64) + np.uint64(not found.size or found[0] > 0)
 
 
 def _starts(first: np.ndarray, second: np.ndarray) -> np.ndarray:

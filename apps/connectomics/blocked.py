@@ -23,6 +23,7 @@ from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
 from apps.connectomics.segment import (
     as_network_sees,
+    check_field_of_view,
     fill,
     policy_seeds,
     program_of,
@@ -32,6 +33,7 @@ from apps.connectomics.segment import (
 from apps.connectomics.segmentations import ORIGIN, written_segmentation
 from apps.connectomics.volumes import Volume, known_voxel_size, open_volume
 from apps.connectomics.workers import run_blocks
+from apps.outputs import files_of
 from core.engine.errors import ConfigError
 from core.engine.run import RunDirectory
 
@@ -53,12 +55,14 @@ def segment_blocks(volume: Volume, out: Path, settings: SegmentSettings) -> Repo
     if settings.init or settings.seeds or settings.origins:
         raise ConfigError("--init, --seeds and --origins are for whole volumes; leave out --block, or these")
     known_voxel_size(volume)
-    if load_config(ConnectomicsConfig, RunDirectory.open(settings.model).config_path).clahe:
+    config = load_config(ConnectomicsConfig, RunDirectory.open(settings.model).config_path)
+    check_field_of_view(volume, config)
+    if config.clahe:
         raise ConfigError("blocks cannot have their contrast evened out one by one; do it to the volume first, or "
                           "leave out --block")
     grid = Grid(volume.shape, triple(settings.block), triple(settings.overlap))
     ledger = Ledger(out.with_suffix(".blocks"))
-    arguments = {"input": address_anywhere(volume), "model": str(settings.model.absolute()),
+    arguments = {"input": address_anywhere(volume), "changed": changed(volume), "model": str(settings.model.absolute()),
                  "digest": digest_of(settings.model), "settings": given(settings, _DECIDING)}
     run_blocks("apps.connectomics.blocked:segment_block", arguments, grid, ledger, settings.workers,
                settings.scheduler or None)
@@ -105,6 +109,11 @@ def _origins(grid: Grid, ledger: Ledger, ids: GlobalIds) -> NDArray[Any]:
 def address_anywhere(volume: Volume) -> str:
     """The address of a volume for processes that run in another folder."""
     return volume.address if "://" in volume.address else os.path.abspath(volume.address)
+
+
+def changed(volume: Volume) -> list[list[int]]:
+    """Bytes and time of the last change of the files that a volume lies in; of a folder, its own alone."""
+    return [[path.stat().st_size, path.stat().st_mtime_ns] for path in files_of(volume.address) if path.exists()]
 
 
 def digest_of(run: Path) -> str:

@@ -79,6 +79,9 @@ class ConnectomicsConfig(TrainingConfig):
     def __post_init__(self) -> None:
         three("field_of_view", self.field_of_view, odd=True)
         three("deltas", self.deltas)
+        if any(delta > field // 2 for delta, field in zip(self.deltas, self.field_of_view, strict=True)):
+            raise ConfigError(f"deltas are at most half of the field of view, {self.field_of_view}; found "
+                              f"{self.deltas}")
         three_or_none("begin", self.begin)
         three_or_none("end", self.end)
 

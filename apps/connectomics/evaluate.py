@@ -19,6 +19,7 @@ from apps.connectomics.config import ConnectomicsConfig, EvaluateSettings
 from apps.connectomics.scoring import agreement_rows
 from apps.connectomics.segment import fill, policy_seeds, program_of
 from apps.connectomics.train import labelled
+from core.engine.errors import ConfigError
 from core.engine.jit import Program
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory
@@ -26,7 +27,16 @@ from core.engine.run import RunDirectory
 
 def evaluate(run: RunDirectory, config: ConnectomicsConfig, data: tuple[Path, ...], out: Path, refused: Refusals,
              settings: EvaluateSettings) -> Report:
-    """Segment a part of each volume and compare it with its labels; tables of all volumes are added up."""
+    """Segment a part of each volume and compare it with its labels; tables of all volumes are added up.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is given that belongs to one volume alone.
+    """
+    if settings.seeds or settings.init or settings.axes or settings.voxel_size:
+        raise ConfigError("evaluate reads volumes as the training did and grows objects from seeds of its own; leave "
+                          "out --seeds, --init, --axes and --voxel-size")
     return measured(lambda image: program_of(run, config, settings.precision, image), config, data, settings)
 
 
@@ -41,7 +51,7 @@ def measured(program_for: Callable[[NDArray[np.float32]], Program], config: Conn
         canvas, origins = fill(volume.image, nothing, program_for(volume.image), config, settings,
                                policy_seeds(volume.image, nothing, config, settings))
         found = np.maximum(canvas.labels, 0)
-        table += ContingencyTable.of(found, volume.labels)
+        table = table.beside(ContingencyTable.of(found, volume.labels))
         objects, moves = objects + len(origins), moves + canvas.counters.moves
         middle = len(found) // 2
         middles |= {f"image {number}": volume.image[middle], f"labels {number}": volume.labels[middle],

@@ -213,8 +213,10 @@ def initial_labels(address: str, shape: tuple[int, int, int]) -> NDArray[np.int3
     if volume.shape != shape:
         raise DataError(f"{address} has {_sizes(volume.shape)} voxels, the image has {_sizes(shape)} (z y x)")
     labels = volume.read((0, 0, 0), shape)
-    if labels.dtype.kind not in "iu" or labels.max(initial=0) >= np.iinfo(np.int32).max:
-        raise DataError(f"{address} holds {labels.dtype} up to {labels.max(initial=0)}; labels are integers below 2^31")
+    lowest, highest = labels.min(initial=0), labels.max(initial=0)
+    if labels.dtype.kind not in "iu" or lowest < 0 or highest >= np.iinfo(np.int32).max:
+        raise DataError(f"{address} holds {labels.dtype} from {lowest} to {highest}; labels are integers from 0 to "
+                        "below 2^31")
     return labels.astype(np.int32)
 
 
@@ -234,12 +236,15 @@ def read_seeds(path: Path, shape: tuple[int, ...], config: ConnectomicsConfig, r
         If the file lacks a column or holds no usable seed.
     """
     margin = [size // 2 for size in config.field_of_view]
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        names = {name.strip(): name for name in rows.fieldnames or ()}
-        if not {"z", "y", "x"} <= names.keys():
-            raise DataError(f"{path} needs the columns z, y, x; found {', '.join(names) or 'none'}")
-        found = [_seed(row, names, number, shape, margin, refused) for number, row in enumerate(rows, 1)]
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            names = {name.strip(): name for name in rows.fieldnames or ()}
+            if not {"z", "y", "x"} <= names.keys():
+                raise DataError(f"{path} needs the columns z, y, x; found {', '.join(names) or 'none'}")
+            found = [_seed(row, names, number, shape, margin, refused) for number, row in enumerate(rows, 1)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}") from None
     seeds = [seed for seed in found if seed]
     if not seeds:
         raise DataError(f"{path} holds no seed that a field of view fits around, in a volume of {_sizes(shape)} voxels")

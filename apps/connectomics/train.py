@@ -22,7 +22,7 @@ from apps.connectomics.config import ConnectomicsConfig
 from apps.connectomics.model import FloodFillingNetwork
 from apps.connectomics.sampling import Labelled, Moment, Sampler, centres, without_borders
 from apps.connectomics.segment import normalised
-from apps.connectomics.volumes import open_volume
+from apps.connectomics.volumes import open_volume, read_labels
 from core.engine import ops, random
 from core.engine.array import Array, as_array
 from core.engine.errors import DataError, compose
@@ -107,9 +107,10 @@ def labelled(path: Path, config: ConnectomicsConfig) -> Labelled:
     if not all(0 <= first < last <= size for first, last, size in zip(begin, end, image.shape, strict=True)):
         raise DataError(compose(f"{path} has no voxels from {begin} to before {end}", [
             ("found", f"{image.shape} voxels, z y x"), ("hint", "see --begin and --end")]))
-    found = labels.read(begin, end)
-    if found.dtype.kind not in "iu":
-        raise DataError(f"{path}:{config.labels} holds {found.dtype}; labels are integers")
+    found = read_labels(labels, begin, end)
+    if found.dtype.kind not in "iu" or found.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{path}:{config.labels} holds {found.dtype} up to {found.max()}; labels are integers below "
+                        "2^63")
     return Labelled(normalised(image.read(begin, end), config, str(path)), found.astype(np.int64))
 
 

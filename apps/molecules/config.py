@@ -5,6 +5,7 @@ Invariant: the defaults suit a few hundred to some ten thousand molecules on two
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,13 @@ class MoleculesConfig(TrainingConfig):
     def __post_init__(self) -> None:
         if len(self.fractions) != 3 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ConfigError(f"fractions are three parts that sum to 1; found {self.fractions}")
+        if self.folds > 1 and self.split == "column":
+            raise ConfigError("a split by column is one split; leave --folds out, or --split column")
+        if len(set(self.targets)) != len(self.targets):
+            raise ConfigError(f"a target is named twice: {', '.join(self.targets)}")
+        if taken := bounds_of(self.targets) & set(self.targets):
+            raise ConfigError(f"predictions name the bounds of an interval {', '.join(sorted(taken))}, as a target is "
+                              "named; rename its column")
         for entry in self.units:
             name, _, unit = entry.partition("=")
             if name not in self.targets or not unit:
@@ -72,6 +80,11 @@ class MoleculesConfig(TrainingConfig):
     def unit_of(self) -> dict[str, str]:
         """Unit of each target that has one."""
         return {name: unit for name, _, unit in (entry.partition("=") for entry in self.units)}
+
+
+def bounds_of(targets: Iterable[str]) -> set[str]:
+    """Names of the columns of bounds in predictions."""
+    return {f"{name}_{bound}" for name in targets for bound in ("low", "high")}
 
 
 @dataclass(frozen=True, kw_only=True)

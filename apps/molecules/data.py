@@ -5,7 +5,7 @@ Invariant: the order of the file is kept; a row becomes an example or a refusal,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from apps.molecules.descriptors import COUNT_NAMES, DESCRIPTOR_NAMES, counts, de
 from apps.molecules.features import MoleculeGraph, complete_graph, feature_widths, featurise_all, featurise_reaction
 from apps.molecules.readers import Limits, Record, Refusal, read_rows
 from apps.molecules.splits import molecule_key
+from apps.progress import LOGGER
 from core.engine.errors import DataError
 from core.engine.refusals import Refusals
 
@@ -157,14 +158,30 @@ def limits_of(config: MoleculesConfig) -> Limits:
     return Limits(config.max_atoms, config.max_fragments)
 
 
-def read_examples(paths: Sequence[Path], features: Features, refused: Refusals, *, smiles: str | None,
-                  targets: Sequence[str], extras: Sequence[str], limits: Limits) -> list[Example]:
-    """All usable rows of some files, for training; raises `DataError` if a file has none."""
+def read_examples(paths: Sequence[Path], features: Features, refused: Refusals, *,
+                  column_of: Callable[[Path], str | None], targets: Sequence[str], extras: Sequence[str],
+                  limits: Limits) -> list[Example]:
+    """The usable rows of some files that have at least one target; says how many have none.
+
+    Parameters
+    ----------
+    column_of : name of the SMILES column of a file, None to find one by its name
+
+    Raises
+    ------
+    DataError
+        If a file has no usable row, or none of them a target.
+    """
     found: list[Example] = []
     for path in paths:
-        rows = read_rows(path, smiles_column=smiles, targets=targets, extras=extras, limits=limits)
+        rows = read_rows(path, smiles_column=column_of(path), targets=targets, extras=extras, limits=limits)
         found += examples(rows, features, refused, keyed=True)
-    return found
+    known = [example for example in found if np.isfinite(example.targets).any()]
+    if not known:
+        raise DataError(f"no row of {', '.join(map(str, paths))} has a value in {', '.join(targets)}")
+    if len(known) < len(found):
+        LOGGER.info("rows without a value in %s, left out: %d", ", ".join(targets), len(found) - len(known))
+    return known
 
 
 def first_record(path: Path, *, smiles: str | None, targets: Sequence[str], limits: Limits) -> Record:

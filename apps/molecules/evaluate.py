@@ -85,7 +85,7 @@ def evaluate(run: RunDirectory, config: MoleculesConfig, data: tuple[Path, ...],
     """Metrics of a run's model on files with measured values."""
     trained = Trained.load(run, config.device)
     description = trained.description
-    found = read_examples(data, description.features, refused, smiles=input_column(description, data[0]),
+    found = read_examples(data, description.features, refused, column_of=lambda path: input_column(description, path),
                           targets=description.targets, extras=(), limits=limits_of(config))
     values = trained.values(found)
     targets = np.stack([example.targets for example in found])

@@ -151,7 +151,7 @@ def csv_start(path: Path) -> tuple[Layout, list[list[str]]]:
     for delimiter in (ONE_COLUMN, *",\t;|"):
         header, *rows = list(_csv_fields(io.StringIO(start), delimiter))
         whole = [row for row in rows if isinstance(row, list)]
-        alike = sum(len(row) == len(header) for row in whole)
+        alike = sum(len(row) >= len(header) and not any(map(str.strip, row[len(header):])) for row in whole)
         if isinstance(header, list) and 2 * alike >= len(rows) and (best is None or len(header) > len(best.header)):
             best, best_rows = Layout(delimiter, tuple(name.strip() for name in header)), whole
     if best is None:

@@ -91,7 +91,7 @@ def predict(run: RunDirectory, config: MoleculesConfig, input: Path, out: Path, 
     """Write a CSV of the SMILES column, a column a target, and two more for its interval where the model holds one."""
     trained = Trained.load(run, config.device)
     description = trained.description
-    check_units(dict(_unit(entry) for entry in settings.units), description.units)
+    check_units(dict(_unit(entry) for entry in settings.units), description.units, description.targets)
     column = settings.smiles or input_column(description, input)
     name = text_column(input, column)
     count, first_reason = 0, "it holds none at all"

@@ -94,8 +94,9 @@ class _Subject:
 
     def _read(self, paths: tuple[Path, ...]) -> list[Example]:
         description = self.description
-        return read_examples(paths, description.features, self.refused, smiles=input_column(description, paths[0]),
-                             targets=description.targets, extras=(), limits=limits_of(self.config))
+        return read_examples(
+            paths, description.features, self.refused, column_of=lambda path: input_column(description, path),
+            targets=description.targets, extras=(), limits=limits_of(self.config))
 
     def _rows(self, numbers: np.ndarray) -> list[Example]:
         return [self.own[0][number] for number in numbers]

@@ -143,11 +143,14 @@ def text_column(path: str | Path, smiles_column: str | None = None) -> str:
     return layout.header[layout.smiles]
 
 
-def check_units(given: Mapping[str, str], model: Mapping[str, str]) -> None:
-    """Raise DataError if a unit given by the user is not the unit that the model was trained on."""
+def check_units(given: Mapping[str, str], model: Mapping[str, str], targets: Sequence[str]) -> None:
+    """Raise DataError if a unit given by the user is not the unit that the model was trained on for a target."""
     for name, unit in given.items():
+        if name not in targets:
+            raise DataError(f"A unit is given for '{name}', which the model does not predict; it predicts "
+                            f"{_listed(targets)}.")
         if name not in model:
-            raise DataError(f"A unit is given for '{name}', which the model does not predict: {_listed(model)}.")
+            raise DataError(f"A unit is given for '{name}', but the training was told none; leave it out.")
         if " ".join(unit.split()) != " ".join(model[name].split()):
             raise DataError(f"The unit of '{name}' is given as '{unit}', but the model was trained on '{model[name]}'; "
                             "convert the values to the model's unit first.")
@@ -361,13 +364,22 @@ def _xyz_atoms(row: Row) -> tuple[list[int], np.ndarray]:
             symbol = fields[start["species"]]
             with rdBase.BlockLogs():
                 numbers.append(int(symbol) if symbol.isdecimal() else table.GetAtomicNumber(symbol.capitalize()))
+                table.GetElementSymbol(numbers[-1])
             positions.append([float(value) for value in fields[start["pos"]:start["pos"] + 3]])
-            table.GetElementSymbol(numbers[-1])
-        except (IndexError, ValueError, RuntimeError):
+        except (IndexError, ValueError, OverflowError, RuntimeError):
             raise DataError(f"'{printable(line.strip())}' is not an element and three coordinates") from None
         if len(positions[-1]) != 3 or not np.isfinite(positions[-1]).all():
             raise DataError(f"'{printable(line.strip())}' is not an element and three coordinates")
     return numbers, np.array(positions)
+
+
+def _charge(row: Row) -> int:
+    """The charge of a frame, 0 where it names none."""
+    text = row.columns.get("charge", "0")
+    try:
+        return round(float(text))
+    except (ValueError, OverflowError):
+        raise DataError(f"its charge is '{printable(text)}', which is no number") from None
 
 
 def _xyz_molecule(row: Row, limits: Limits) -> tuple[Chem.Mol, np.ndarray]:
@@ -382,11 +394,11 @@ def _xyz_molecule(row: Row, limits: Limits) -> tuple[Chem.Mol, np.ndarray]:
     conformer = Chem.Conformer(len(numbers))
     conformer.SetPositions(positions)
     atoms.AddConformer(conformer)
-    charge = row.columns.get("charge", "0")
+    charge = _charge(row)
     bonded = Chem.Mol(atoms)
     with rdBase.BlockLogs():
         try:
-            rdDetermineBonds.DetermineBonds(bonded, charge=round(float(charge)), maxIterations=BOND_ITERATIONS)
+            rdDetermineBonds.DetermineBonds(bonded, charge=charge, maxIterations=BOND_ITERATIONS)
             Chem.SanitizeMol(bonded)
         except (ValueError, RuntimeError):
             bonded = atoms.GetMol()

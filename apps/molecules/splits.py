@@ -91,22 +91,31 @@ def split(keys: Sequence[str], fractions: tuple[float, float, float] = (0.8, 0.1
     return Split(train, valid, test, dropped=_rows([]))
 
 
-def k_folds(keys: Sequence[str], k: int, seed: int = 0, *, valid_fraction: float = 0.1) -> list[Split]:
+def k_folds(keys: Sequence[str], k: int, seed: int = 0, *, kind: str = "random",
+            valid_fraction: float = 0.1) -> list[Split]:
     """`k` splits whose test parts are disjoint and cover all rows; validation is drawn from the rest of each.
+
+    Parameters
+    ----------
+    keys : `molecule_key` of each row; rows of one key stay together
+    kind : ``random``; ``scaffold``: molecules of one Murcko scaffold stay together
 
     Raises
     ------
     ConfigError
-        For fewer than two folds or an impossible fraction.
+        For fewer than two folds, an impossible fraction or another kind.
     DataError
-        For fewer molecules than folds.
+        For fewer molecules, or scaffolds, than folds.
     """
+    if kind not in ("random", "scaffold"):
+        raise ConfigError(f"Folds are drawn at random or by scaffolds, not by '{kind}'.")
     if k < 2 or not 0 <= valid_fraction < 1:
         raise ConfigError("Cross-validation takes at least 2 folds and a validation fraction below 1; "
                           f"found {k} and {valid_fraction}.")
-    groups = _groups(keys)
+    groups = _groups(_scaffolds(keys) if kind == "scaffold" else keys)
     if len(groups) < k + (valid_fraction > 0):
-        raise DataError(f"{k} folds need more than {len(groups)} different molecules.")
+        raise DataError(f"{k} folds need more than {len(groups)} different "
+                        f"{'scaffolds' if kind == 'scaffold' else 'molecules'}.")
     order = _shuffled(groups, seed)
     folds = _filled([groups[name] for name in order], (1 / k,) * k)
     result = []

@@ -20,11 +20,12 @@ from apps.molecules.config import MoleculesConfig
 from apps.molecules.data import Example, Features, first_record, limits_of, read_examples, samples
 from apps.molecules.descriptors import counts, fingerprint
 from apps.molecules.evaluate import coverage, numbers, prediction_rows, score
+from apps.molecules.formats import format_of
 from apps.molecules.model import Predictor
+from apps.molecules.readers import text_column
 from apps.molecules.scaling import conformal_half_width, fit_scales
 from apps.molecules.splits import Split, k_folds, split
 from apps.molecules.trained import Architecture, Description, Ensemble, Member, Scales, Trained, classes_of
-from apps.progress import LOGGER
 from core.engine import checkpoint, losses, ops, random, tree
 from core.engine.array import Array, as_array
 from core.engine.errors import ConfigError, DataError
@@ -105,20 +106,15 @@ def describe(data: Sequence[Path], config: MoleculesConfig) -> Description:
     architecture = Architecture(config.model, config.hidden, config.depth, (config.head_hidden,) * config.head_layers,
                                 aggregation=config.aggregation, dropout=config.dropout)
     return Description(architecture, features, config.targets, ("regression",) * len(config.targets), config.unit_of,
-                       config.ensemble * config.folds, config.coverage, config.smiles)
+                       config.ensemble * config.folds, config.coverage,
+                       text_column(data[0], config.smiles) if format_of(data[0]) == "csv" else config.smiles)
 
 
 def read(data: Sequence[Path], config: MoleculesConfig, features: Features, refused: Refusals) -> list[Example]:
-    """The rows that have at least one target; says how many have none."""
+    """The rows of a training, with the split's column where one is asked for."""
     extras = (config.split_column,) if config.split == "column" else ()
-    found = read_examples(data, features, refused, smiles=config.smiles, targets=config.targets, extras=extras,
-                          limits=limits_of(config))
-    known = [example for example in found if np.isfinite(example.targets).any()]
-    if not known:
-        raise DataError(f"no row of {', '.join(map(str, data))} has a value in {', '.join(config.targets)}")
-    if len(known) < len(found):
-        LOGGER.info("rows without a value in %s, left out: %d", ", ".join(config.targets), len(found) - len(known))
-    return known
+    return read_examples(data, features, refused, column_of=lambda path: config.smiles, targets=config.targets,
+                         extras=extras, limits=limits_of(config))
 
 
 def tasks_of(found: Sequence[Example], config: MoleculesConfig) -> tuple[str, ...]:
@@ -138,7 +134,7 @@ def divide(found: Sequence[Example], config: MoleculesConfig) -> list[Split]:
     """One split, or one a fold."""
     keys = [example.key for example in found]
     if config.folds > 1:
-        return k_folds(keys, config.folds, config.seed, valid_fraction=config.fractions[1])
+        return k_folds(keys, config.folds, config.seed, kind=config.split, valid_fraction=config.fractions[1])
     column = [example.extras[config.split_column] for example in found] if config.split == "column" else None
     fractions = (config.fractions[0], config.fractions[1], config.fractions[2])
     return [split(keys, fractions, kind=config.split, seed=config.seed, column=column)]

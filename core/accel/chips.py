@@ -1,7 +1,7 @@
 """Families of processors and the register block that suits each.
 
 Invariant: no chip is named outside `CHIPS`; a new chip is one more row of that table, and its own way to multiply
-narrow elements one more file of `units`. Nothing here needs the compiler.
+narrow elements one more row of `UNITS` and a file of `units`. Nothing here needs the compiler.
 """
 
 from __future__ import annotations
@@ -18,12 +18,25 @@ from core.engine.errors import ConfigError, compose
 VECTORS, AVX512, TILES = "vectors", "avx512", "tiles"
 """Units that multiply narrow elements, as their files in `units` are named: any vectors, AVX-512's dot products of 4
 bytes, and AMX tiles."""
-_UNIT_BLOCKS = {TILES: (16, (32, 16), 2)}
-"""Lanes, heights and vectors of the register block of a unit that does not take its chip's."""
-_TILE_ROWS = {TILES: 16}
-"""Rows of A that a unit reads at once, at one stride; elsewhere each row has an offset of its own."""
-_SHIFTS = {AVX512: 128}
-"""What a unit adds to each signed byte of A, as it reads unsigned ones."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a unit asks of those who use it.
+
+    Attributes
+    ----------
+    block : lanes, heights and vectors of its register block, None if it takes its chip's
+    tile_rows : rows of A that it reads at once, at one stride; 0 if each row has an offset of its own
+    shift : what it adds to each signed byte of A, as it reads unsigned ones
+    """
+
+    block: tuple[int, tuple[int, ...], int] | None = None
+    tile_rows: int = 0
+    shift: int = 0
+
+
+UNITS = {VECTORS: Unit(), AVX512: Unit(shift=128), TILES: Unit((16, (32, 16), 2), tile_rows=16)}
 
 
 @dataclass(frozen=True)
@@ -187,12 +200,12 @@ class NarrowBlock:
     @property
     def tile_rows(self) -> int:
         """Rows of A that the unit reads at once, at one stride; 0 if each row has an offset of its own."""
-        return _TILE_ROWS.get(self.unit, 0)
+        return UNITS[self.unit].tile_rows
 
     @property
     def shift(self) -> int:
         """What the unit adds to each element of A; packed B then says what a column's sum begins with to undo it."""
-        return _SHIFTS.get(self.unit, 0) if self.element == "i8" else 0
+        return UNITS[self.unit].shift if self.element == "i8" else 0
 
     @property
     def group(self) -> int:
@@ -222,4 +235,4 @@ def narrow_block_for(chip: Chip, element: str, columns: int) -> NarrowBlock:
     """
     unit = unit_for(chip, element)
     vectors = 1 if columns <= chip.lanes else chip.vectors
-    return NarrowBlock(element, unit, *_UNIT_BLOCKS.get(unit, (chip.lanes, (*chip.heights, 1), vectors)))
+    return NarrowBlock(element, unit, *(UNITS[unit].block or (chip.lanes, (*chip.heights, 1), vectors)))

@@ -5,8 +5,10 @@ Invariant: a call gives the same bits at any number of threads, whatever ran bef
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import accumulate, starmap
 from math import prod
@@ -64,6 +66,18 @@ _UNSHARED = _references([np.empty(2)[1:]], 0)
 """For an array that nothing but the list knows."""
 
 
+_executables: weakref.WeakSet[CpuExecutable] = weakref.WeakSet()
+
+
+def _unlock_all() -> None:
+    """After a fork: the threads that were in calls are not in the child."""
+    for executable in _executables:
+        executable._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_all)
+
+
 class CpuExecutable:
     """A plan with its memory. Calls take turns."""
 
@@ -72,6 +86,7 @@ class CpuExecutable:
         self.report = self._plan.report
         self._options = options
         self._lock = threading.Lock()
+        _executables.add(self)
         self._arena, self._kept = _allocate(self._plan.arena), _allocate(self._plan.kept)
         for offset, array in self._plan.constants:
             self._kept[offset:offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

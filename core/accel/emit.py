@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from core.accel.expressions import ALIAS, Imports, combined, identity, import_lines, load, pointer_type, stored
+from core.accel.expressions import ALIAS, Imports, combined, identity, import_lines, load, stored
+from core.accel.kernels.text import pointer_type
 from core.accel.loopir import Nest, Reduction, Statement, stride_class
 from core.accel.stages import ROW_BUFFER, Pass, borrowed, passes, row_statements, row_writes
 from core.engine import dtypes

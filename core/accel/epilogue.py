@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.accel.expressions import ALIAS, SCALAR, Imports, import_lines, load, pointer_type, stored
+from core.accel.expressions import ALIAS, SCALAR, Imports, import_lines, load, stored
+from core.accel.kernels.text import pointer_type
 from core.accel.loopir import Operand, Statement
 from core.accel.loops import NestOfNode, Values, loop_step
 from core.accel.passes.fuse import Node, layout, product_columns

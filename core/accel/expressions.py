@@ -108,10 +108,6 @@ def stored(name: str, dtype: DType, imports: Imports) -> str:
     return name
 
 
-def pointer_type(dtype: DType) -> str:
-    return "b8" if dtype is dtypes.bool_ else dtype.short
-
-
 def identity(kind: str, dtype: DType) -> str:
     """What a reduction begins with."""
     value = identity_element(kind, dtype)

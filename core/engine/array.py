@@ -7,6 +7,7 @@ Invariant: nothing in the engine changes an Array. A concrete one holds a numpy 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -111,6 +112,9 @@ class Array:
         if not self.shape:
             raise TypeError("an array without axes has no length")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[number] for number in range(len(self)))
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -225,6 +229,8 @@ def as_array(value: Any, dtype: Any = None) -> Array:
     ------
     TypeError
         If the value has no dtype of the engine.
+    OverflowError
+        If Python integers do not fit into i32.
     """
     if isinstance(value, Array):
         return value if dtype is None or value.dtype is as_dtype(dtype) else value.astype(dtype)
@@ -233,6 +239,8 @@ def as_array(value: Any, dtype: Any = None) -> Array:
     if dtype is None and not isinstance(value, np.ndarray | np.generic):
         value = np.asarray(value)
         dtype = {"f": dtypes.float32, "i": dtypes.int32, "b": dtypes.bool_}.get(value.dtype.kind)
+        if dtype is dtypes.int32 and value.size and not -2**31 <= value.min() <= value.max() < 2**31:
+            raise OverflowError(f"integers from {value.min()} to {value.max()} do not fit into i32; name another dtype")
     if dtype is not None and as_dtype(dtype) is dtypes.bfloat16:
         bits = dtypes.encode_bfloat16(np.asarray(value, np.float32))
         return Array(Aval(dtypes.bfloat16, bits.shape), bits)

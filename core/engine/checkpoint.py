@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +36,14 @@ def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     ----------
     path : the file to replace or make, in a folder that exists
     mode : ``"wb"``, or ``"w"`` for UTF-8 text with the line ends as written
+
+    Raises
+    ------
+    ConfigError
+        If a folder is in its place.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     try:
@@ -142,7 +150,10 @@ def _metadata(content: bytes) -> dict[str, str]:
 def arrays_of(node: Any, prefix: str = "") -> dict[str, Array]:
     """The leaves of a tree by their dotted paths, such as ``encoder.layers.0.weight``."""
     leaves, structure = tree.flatten(node)
-    return {name: as_array(leaf) for name, leaf in zip(tree.paths(structure, prefix), leaves, strict=True)}
+    paths = tree.paths(structure, prefix)
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise CheckpointError(f"two leaves of the tree have the path {twice[0]!r}; rename one of them")
+    return {path: as_array(leaf) for path, leaf in zip(paths, leaves, strict=True)}
 
 
 def tree_of(arrays: Mapping[str, Array], like: Any, prefix: str = "", source: str = "the file") -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.engine import tree
-from core.engine.array import Array, as_array, aval_of_storage
+from core.engine.array import Array, array, as_array, aval_of_storage
 from core.engine.backends import Executable, Options, Report, backend, drive
 from core.engine.errors import ShapeError
 from core.engine.graph import Aval, Graph
@@ -137,7 +137,7 @@ class Program:
 
     def __init__(self, jitted: Jitted, first: Any, update: bool) -> None:
         leaves, self._structure = tree.flatten(first)
-        self._arrays = [as_array(leaf) for leaf in leaves]
+        self._arrays = [array(leaf) for leaf in leaves]
         self._jitted = jitted
         self._options = Options(held=len(leaves), carried=update)
         self._holder: _Compiled | None = None
@@ -215,9 +215,9 @@ class Program:
         if len(given) != 2 or given[0] != self._structure:
             raise ShapeError("a bound function with update=True must give (new_first, result), new_first of the tree "
                              "that was bound")
-        for aval, array in zip(compiled.outputs, self._arrays, strict=False):
-            if aval != array.aval:
-                raise ShapeError(f"a bound function must keep the avals it updates: {array.aval} became {aval}")
+        for aval, given_array in zip(compiled.outputs, self._arrays, strict=False):
+            if aval != given_array.aval:
+                raise ShapeError(f"a bound function must keep the avals it updates: {given_array.aval} became {aval}")
 
 
 def jit(function: Callable[..., Any] | None = None, *, device: str = DEFAULT_DEVICE) -> Any:

@@ -30,7 +30,7 @@ from core.engine.errors import CheckpointError, ConfigError, DataError, Tilework
 from core.engine.precision import as_saved
 from core.engine.provenance import describe, fingerprint, machine, versions
 
-_RECORD, _CONFIG, _LOCK = "run.json", "config.toml", ".lock"
+_RECORD, _CONFIG, _LOCK, _STATE, _METRICS = "run.json", "config.toml", ".lock", "state.safetensors", "metrics.jsonl"
 _LOCK_PATIENCE = 1.0  # seconds: whoever lists runs holds the lock for an instant
 
 
@@ -72,7 +72,7 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path | str, *, app: str, command: Sequence[str], config: Mapping[str, Any], config_text: str,
                data: Sequence[Path] = (), origin: Mapping[str, Any] | None = None) -> RunDirectory:
-        """A new run in a new or empty directory, locked for this process.
+        """A new run in a new or empty directory, or in the place of one that failed at once; locked for this process.
 
         Parameters
         ----------
@@ -102,6 +102,7 @@ class RunDirectory:
         with written_whole(path / _CONFIG, "w") as file:
             file.write(config_text)
         (path / "report").mkdir(exist_ok=True)
+        (path / _METRICS).unlink(missing_ok=True)
         run = cls(path, record, lock)
         run._note(status="running", pid=os.getpid())
         return run
@@ -234,11 +235,11 @@ class RunDirectory:
 
     @property
     def state_path(self) -> Path:
-        return self.path / "state.safetensors"
+        return self.path / _STATE
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / _METRICS
 
     @property
     def report_path(self) -> Path:
@@ -341,16 +342,24 @@ def check_vacant(path: Path) -> None:
     """Raise `ConfigError` if a directory for a new run holds anything else, or a run."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--out {path} is a file; a run needs a directory")
-    if (path / _RECORD).exists():
+    is_spent = _failed_at_once(path)
+    if (path / _RECORD).exists() and not is_spent:
         raise ConfigError(f"{path} holds a run already; go on with it by --resume, or choose another --out")
     # A process killed while it made the run leaves these and no record.
-    ours = {_LOCK, _CONFIG, "report"}
+    ours = {_LOCK, _CONFIG, "report", *((_RECORD, _METRICS) if is_spent else ())}
     foreign = sorted(item.name for item in path.iterdir() if item.name not in ours and not _is_part(item)) \
         if path.exists() else []
     if foreign:
         raise ConfigError(compose(f"{path} is not empty", [
             ("found", ", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else "")),
             ("hint", "choose a new directory for --out")]))
+
+
+def _failed_at_once(path: Path) -> bool:
+    """Whether a run failed before its first checkpoint, as one with a wrong name of a column does: nothing is lost."""
+    if not (path / _RECORD).exists() or (path / _STATE).exists():
+        return False
+    return _read_record(path).get("status") == "failed"
 
 
 def _is_part(path: Path) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from core.engine import tree
 from core.engine.array import Array, as_array
+from core.engine.dtypes import DType
 from core.engine.errors import TraceError
 from core.engine.graph import NOWHERE, Aval, Equation, Graph, Value, Where
 from core.engine.ops.table import Op, evaluate, infer
@@ -52,7 +53,7 @@ class Staging:
 
     graph: Graph = field(default_factory=Graph)
     captures: list[Array] = field(default_factory=list)
-    _captured: dict[int, Value] = field(default_factory=dict)
+    _captured: dict[tuple[int, DType], Value] = field(default_factory=dict)
 
     def apply(self, op: Op, inputs: Sequence[Array], params: Mapping[str, Any]) -> tuple[Array, ...]:
         values = tuple([self.value(array) for array in inputs])
@@ -71,10 +72,10 @@ class Staging:
         """The graph's value for an array; outside arrays become captures."""
         if array.trace is self:
             return array.value
-        known = self._captured.get(id(array.data))
+        key = id(array.data), array.dtype  # bfloat16 and its bits share storage
+        known = self._captured.get(key)
         if known is None:
-            known = Value(array.aval)
-            self._captured[id(array.data)] = known
+            known = self._captured[key] = Value(array.aval)
             self.captures.append(array)
         return known
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -225,3 +228,22 @@ def test_null_plans_a_large_model_without_its_memory():
     tracemalloc.stop()
     assert result.shape == () and peak < 64 << 20
     assert report.flops > 4 * 2 * 4096 * 30_000**2 and report.arena > 4096 * 30_000 * 4
+
+
+def test_a_fork_during_a_call_of_another_thread_can_call():
+    function = jit(lambda x: ops.tanh(x) * 2)
+    x = drawn(4, 5)
+    expected = function(x).numpy()
+    (compiled,) = function._compiled.values()
+    with compiled.executable._lock:  # as the other thread holds it
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if (function(x).numpy() == expected).all() else 1)
+    for _ in range(1000):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+    assert done and status == 0

@@ -118,3 +118,36 @@ def test_one_of_many_random_streams():
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
     assert sorted(random.permutation(key, 50)) == list(range(50))
     assert (ops.random_bits(key, shape=(8,)).numpy()[:5] == ops.random_bits(key, shape=(5,)).numpy()).all()
+
+
+def test_integers_that_do_not_fit_are_refused():
+    with pytest.raises(OverflowError, match="do not fit into i32"):
+        as_array([1, 3_000_000_000])
+    assert as_array(3_000_000_000, "i64").item() == 3_000_000_000 and as_array(-2**31).item() == -2**31
+
+
+def test_rows_can_be_walked():
+    assert [row.numpy().tolist() for row in as_array(X[0])] == X[0].tolist()
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: x.sum(2), lambda x: ops.argmax(x, -3), lambda x: ops.concatenate([x, x], 2), lambda x: ops.expand(x, 3),
+    lambda x: ops.stack([x, x], -4), lambda x: ops.moveaxis(x, 0, 2), lambda x: ops.take_along(x, x, 2)])
+def test_axes_that_are_not_there_are_refused(function):
+    with pytest.raises(ShapeError, match="axis lies in"):
+        function(as_array(X[0]))
+
+
+def test_axes_may_be_numpys_integers():
+    assert as_array(X).sum(np.int64(-1)).shape == X.shape[:2]
+
+
+def test_means_of_integers_do_not_wrap():
+    assert ops.mean(np.full((4, 4), 200, np.uint8)).item() == 200.0
+
+
+def test_indices_outside_take_nothing_from_their_neighbours():
+    x = as_array(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    found = ops.take_along(x, as_array(np.array([[2, 1], [-1, 0]], np.int32)))
+    assert found.numpy().tolist() == [[0.0, 2.0], [0.0, 3.0]]
+    assert ops.one_hot(np.array([44], np.uint8), 301).numpy().nonzero()[1].tolist() == [44]

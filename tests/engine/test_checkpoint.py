@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.engine import dtypes
 from core.engine.array import array
-from core.engine.checkpoint import load, load_tree, save, save_tree, written_whole
+from core.engine.checkpoint import arrays_of, load, load_tree, save, save_tree, written_whole
 from core.engine.errors import CheckpointError
 from core.engine.module import Module
 
@@ -131,3 +131,8 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path, moment, value):
     done = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], cwd=ROOT, check=False)
     assert done.returncode == -9
     assert np.array_equal(load(path)[0]["a"].numpy(), np.full(1000, value))
+
+
+def test_two_leaves_of_one_path_are_refused():
+    with pytest.raises(CheckpointError, match="have the path '1'"):
+        arrays_of({1: array(1.0), "1": array(2.0)})

@@ -12,7 +12,7 @@ from core.accel.cpu import CpuExecutable
 from core.engine import ops, random, tree
 from core.engine.array import Array, array, as_array
 from core.engine.errors import ShapeError
-from core.engine.grad import value_and_grad
+from core.engine.grad import grad, value_and_grad
 from core.engine.graph import Aval
 from core.engine.jit import jit
 from core.engine.ops import table
@@ -204,3 +204,35 @@ def test_an_op_that_is_but_a_record_runs_everywhere(monkeypatch):
     for device in DEVICES:
         found = jit(lambda x: cosine(x * 2) + 1, device=device)(x)
         np.testing.assert_allclose(found.numpy(), np.cos(x.numpy() * 2) + 1, rtol=1e-6)
+
+
+def test_arrays_that_share_storage_are_told_apart():
+    bits = as_array(np.array([1.0, 2.0], np.float32), "bf16")
+    words = as_array(bits.storage)
+    function = lambda x: (x + bits.astype("f32"), x + words.astype("f32"))  # noqa: E731
+    x = as_array(np.zeros(2, np.float32))
+    for found, expected in zip(jit(function)(x), function(x), strict=True):
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+def test_a_program_keeps_what_it_was_bound_to():
+    weights = np.ones(3, np.float32)
+    program = jit(lambda weights, x: ops.sum(weights) * x).bind(weights)
+    weights[:] = 5
+    assert [program(np.ones(count, np.float32)).numpy()[0] for count in (2, 4, 2)] == [3.0, 3.0, 3.0]
+
+
+def test_a_carry_keeps_its_tree():
+    swapped = lambda carry, _: ({"b": carry["b"], "a": carry["a"] + 1}, None)  # noqa: E731
+    with pytest.raises(ShapeError, match="the carry of the tree"):
+        ops.scan(swapped, {"a": as_array(0.0), "b": as_array(1.0)}, length=3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_gradient_of_no_images_is_zero(device):
+    def loss(w, x):
+        return ops.sum(ops.conv(x, w, stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), input_dilation=(1, 1),
+                                groups=1))
+
+    gradient = jit(grad(loss), device=device)(drawn(3, 3, 4, 8), np.zeros((0, 8, 8, 4), np.float32))
+    assert not gradient.numpy().any()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.engine.array import as_array
 from core.engine.errors import CheckpointError, ConfigError, DataError
 from core.engine.provenance import fingerprint
 from core.engine.refusals import Refusals
@@ -163,6 +164,21 @@ def test_a_failure_is_noted(tmp_path):
         print(1 / 0)
     assert RunDirectory.open(tmp_path).status == "failed"
     assert "ZeroDivisionError" in RunDirectory.open(tmp_path).record["error"]
+
+
+def test_a_run_that_failed_at_once_gives_way(tmp_path):
+    for _ in range(2):
+        run = create(tmp_path)
+        run.append_metrics({"loss": 1.0})
+        with pytest.raises(DataError), run.training():
+            raise DataError("there is no column of this name")
+    run = create(tmp_path)
+    assert run.metrics() == [] and "error" not in run.record
+    with pytest.raises(DataError), run.training():
+        run.save_state({"x": as_array(np.zeros(1))}, {})
+        raise DataError("a later mistake")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        create(tmp_path)
 
 
 def test_runs_are_listed_latest_first(tmp_path):

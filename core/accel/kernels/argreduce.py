@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.accel.kernels.index import element_name, kernel_of
+from core.accel.kernels.text import pointer_type, text_of
 from core.accel.kernels.window import canonical, positions
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import int32
@@ -79,7 +79,7 @@ def argreduce(x: View, out: View, axis: int, kind: str) -> list[Step]:
     if math.prod(x.shape[axis + 1:]) == 1:
         best = contiguous(x.dtype, (out.size, _LANES), f"arg{kind} best")
         places = contiguous(int32, (out.size, _LANES), f"arg{kind} places")
-        text = kernel_of("argreduce", "make_row_extreme", kind, element_name(x.dtype))
+        text = text_of(make_row_extreme, kind, pointer_type(x.dtype))
         return [Step(text, (x, best, places, out), (1, 2, 3), (count,), out.size, name=f"arg{kind}",
                      nbytes=x.size * x.dtype.itemsize)]
     size = tuple(extent if i == axis else 1 for i, extent in enumerate(x.shape))

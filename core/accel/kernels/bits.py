@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.accel.kernels.text import text_of
 from core.accel.step import Step, View
 
 GRAIN_BYTES = 1 << 14
@@ -24,11 +25,10 @@ def bit_dot(a: View, b: View, out: View, kind: str) -> list[Step]:
     """
     if out.size == 0:
         return []
-    text = f"from core.accel.kernels.bits import bit_dot_kernel\nkernel = bit_dot_kernel({kind!r})\n"
     grain = max(1, GRAIN_BYTES // max(1, b.size))
     nbytes = sum(view.buffer.nbytes for view in (a, b, out))
-    return [Step(text, (a, b, out), (2,), (b.shape[0], b.shape[1]), a.shape[0], grain, f"bit_dot {kind}",
-                 16 * out.size * b.shape[1], nbytes)]
+    return [Step(text_of(bit_dot_kernel, kind), (a, b, out), (2,), (b.shape[0], b.shape[1]), a.shape[0], grain,
+                 f"bit_dot {kind}", 16 * out.size * b.shape[1], nbytes)]
 
 
 def bit_dot_kernel(kind: str) -> Any:

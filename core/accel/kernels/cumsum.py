@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from core.accel.kernels.index import element_name, kernel_of
 from core.accel.kernels.segment import FEATURES
+from core.accel.kernels.text import pointer_type, text_of
 from core.accel.step import Step, View
 
 
-def make_cumsum(element: str, direction: str) -> Any:
+def make_cumsum(element: str, backwards: bool) -> Any:
     """Kernel of `cumsum`; a unit is a block of the elements behind the axis."""
     from core.accel import pointer
 
-    values, backwards = getattr(pointer, element), direction == "backwards"
+    values = getattr(pointer, element)
 
     def kernel(p: Any, d: Any, begin: int, end: int) -> None:
         x, out = values(p, 0), values(p, 1)
@@ -51,6 +51,6 @@ def cumsum(x: View, out: View, axis: int, reverse: bool) -> list[Step]:
     """
     count, inner = x.shape[axis], math.prod(x.shape[axis + 1:])
     units = math.prod(x.shape[:axis]) * -(-inner // FEATURES) if x.size else 0
-    text = kernel_of("cumsum", "make_cumsum", element_name(x.dtype), "backwards" if reverse else "forwards")
+    text = text_of(make_cumsum, pointer_type(x.dtype), reverse)
     return [Step(text, (x, out), (1,), (count, inner), units, name="cumsum", flops=x.size,
                  nbytes=2 * x.size * x.dtype.itemsize)]

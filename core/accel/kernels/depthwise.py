@@ -16,6 +16,7 @@ from typing import Any
 
 from core.accel.chips import Block, block_for, host
 from core.accel.kernels.pad import Padding
+from core.accel.kernels.text import text_of
 from core.accel.step import Step, View
 from core.engine import dtypes
 
@@ -51,7 +52,7 @@ def conv(x: View, w: View, out: View, stride: Sequence[int], padding: Padding, d
     """
     block = _block(x, _PIXELS)
     dims = _dims(x, w, out, stride, padding, dilation)
-    return [Step(_text("conv_kernel", block), (x, w, out), (2,), dims, prod(out.shape[:-2]), name="depthwise conv",
+    return [Step(text_of(conv_kernel, block), (x, w, out), (2,), dims, prod(out.shape[:-2]), name="depthwise conv",
                  flops=2 * prod(w.shape[:-2]) * out.size, nbytes=(x.size + w.size + out.size) * x.dtype.itemsize)]
 
 
@@ -59,7 +60,7 @@ def conv_dw(x: View, w: View, ct: View, stride: Sequence[int], padding: Padding,
     """Steps of the gradient of `conv` with respect to w, which is written; ct, in the place of out, is given."""
     block = _block(x, _TAPS)
     dims = _dims(x, w, ct, stride, padding, dilation)
-    return [Step(_text("dw_kernel", block), (x, w, ct), (1,), dims, -(-w.shape[-1] // block.lanes),
+    return [Step(text_of(dw_kernel, block), (x, w, ct), (1,), dims, -(-w.shape[-1] // block.lanes),
                  name="depthwise conv_dw", flops=2 * prod(w.shape[:-2]) * ct.size,
                  nbytes=(x.size + w.size + ct.size) * x.dtype.itemsize)]
 
@@ -68,11 +69,6 @@ def _block(x: View, heights: tuple[int, ...]) -> Block:
     """A block of two vectors of channels, or as many as give no more accumulators than that of products has."""
     block = block_for(host(), _ELEMENTS[x.dtype], x.shape[-1])
     return replace(block, heights=heights, vectors=max(block.rows * block.vectors // _PIXELS[0], 2))
-
-
-def _text(factory: str, block: Block) -> str:
-    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.depthwise import {factory}\n"
-            f"kernel = {factory}({block})\n")
 
 
 def _dims(x: View, w: View, out: View, stride: Sequence[int], padding: Padding,

@@ -11,6 +11,7 @@ from math import ceil, prod
 from typing import Any
 
 from core.accel.chips import Block, block_for, host
+from core.accel.kernels.text import text_of
 from core.accel.step import Step, View, contiguous
 from core.engine import dtypes
 
@@ -55,10 +56,9 @@ def pack(b: View, shared: bool = True, joined: bool = False, block: Block | None
     if joined:
         batch.append((b.shape[-3], b.strides[-3], depth * block.columns))
     dims = (depth, columns, panels, length, *b.strides[-2:], len(batch), *sum(batch, ()))
-    text = ("from core.accel.chips import Block\nfrom core.accel.kernels.float_panels import pack_kernel\n"
-            f"kernel = pack_kernel({block!r}, {b.dtype.short!r})\n")
     extent = prod(dim[0] for dim in batch) * (ceil(depth / PACK_DEPTH) if b.strides[-1] == 1 else panels)
-    step = Step(text, (b, packed), (1,), dims, extent, name="pack", nbytes=2 * store.buffer.nbytes)
+    step = Step(text_of(pack_kernel, block, b.dtype.short), (b, packed), (1,), dims, extent, name="pack",
+                nbytes=2 * store.buffer.nbytes)
     return packed, [step] if store.size else []
 
 

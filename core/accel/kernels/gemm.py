@@ -16,6 +16,7 @@ from typing import Any
 from core.accel.chips import WAY, WAYS, Block, block_for, host
 from core.accel.kernels import narrow
 from core.accel.kernels.float_panels import PACK_DEPTH, pack
+from core.accel.kernels.text import text_of
 from core.accel.kernels.thin import (
     THIN,
     Dim,
@@ -142,7 +143,7 @@ class Product:
                 *sum(self.rows, ()), *sum(self.batch, ()),
                 *self.taps)
         flops = 2 * products * row_count * self.columns * self.depth[0] * len(self.taps)
-        text = _text("product_kernel", block, self.a.dtype.short)
+        text = text_of(product_kernel, block, self.a.dtype.short)
         step = Step(text, (self.a, self.packed, self.out), (2,), dims, products * groups * row_blocks, name=name,
                     flops=flops, nbytes=sum(view.buffer.nbytes for view in (self.a, self.packed, self.out)))
         return step if self.epilogue is None else self.epilogue.attach(step, block.columns, in_place=True)
@@ -209,13 +210,6 @@ def _column_groups(panels: int, row_units: int, block: Block, depth: int) -> int
     itemsize = 4 if block.element == "f32" else 8
     fitting = max(1, host().second_cache // (2 * max(depth, 1) * block.columns * itemsize))
     return min(panels, max(ceil(panels / fitting), ceil(FEW_UNITS / row_units)))
-
-
-def _text(factory: str, *arguments: object) -> str:
-    """Source of a kernel module that calls one factory of this file."""
-    values = ", ".join(map(repr, arguments))
-    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.gemm import {factory}\n"
-            f"kernel = {factory}({values})\n")
 
 
 def product_kernel(block: Block, source: str, epilogue: Any = None) -> Any:

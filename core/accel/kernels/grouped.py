@@ -6,12 +6,13 @@ Planning needs no compiler: numba is imported by the kernel factories only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 from core.accel.chips import host
 from core.accel.kernels.taps import offsets, pixel_dims, tap_strides
+from core.accel.kernels.text import text_of
 from core.accel.step import Step, View
 from core.engine import dtypes
 
@@ -23,18 +24,18 @@ def needs_loop(outputs: int, groups: int) -> bool:
 
 def conv(x: View, w: View, out: View, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Step:
     """The step of a convolution that `needs_loop`; arguments as in `kernels.conv.conv`, x padded."""
-    return _step("grouped_kernel", x, w, out, stride, dilation, groups)
+    return _step(grouped_kernel, x, w, out, stride, dilation, groups)
 
 
 def conv_dw(x: View, w: View, ct: View, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Step:
     """The step of its weight gradient; w, which is written, and the others as in `kernels.conv.conv_dw`, x padded."""
-    return _step("grouped_dw_kernel", x, w, ct, stride, dilation, groups)
+    return _step(grouped_dw_kernel, x, w, ct, stride, dilation, groups)
 
 
-def _step(factory: str, x: View, w: View, out: View, stride: Sequence[int], dilation: Sequence[int],
+def _step(factory: Callable[..., Any], x: View, w: View, out: View, stride: Sequence[int], dilation: Sequence[int],
           groups: int) -> Step:
     """A step over groups of few channels; `w` and `out` are the kernel-shaped and the output-shaped operand."""
-    writes_w = factory == "grouped_dw_kernel"
+    writes_w = factory is grouped_dw_kernel
     kernel, taps, pixels = w.shape[:-2], prod(w.shape[:-2]), pixel_dims(x, out, stride)
     dims = (groups, w.shape[-2], w.shape[-1] // groups, x.strides[-1], *w.strides[-2:], out.strides[-1], taps,
             len(pixels), *sum(pixels, ()), *offsets(kernel, tap_strides(x, dilation)),
@@ -42,11 +43,10 @@ def _step(factory: str, x: View, w: View, out: View, stride: Sequence[int], dila
     names = [view.dtype.short for view in ((x, w) if writes_w else (x, out))]
     if x.dtype is dtypes.uint8:
         names.append(w.dtype.short)
-    text = (f"from core.accel.kernels.grouped import {factory}\n"
-            f"kernel = {factory}({', '.join(map(repr, names))})\n")
     extent = taps * w.shape[-2] if writes_w else prod(out.shape[:-1])
-    return Step(text, (x, w, out), (1,) if writes_w else (2,), dims, extent, name="conv_dw" if writes_w else "conv",
-                flops=2 * taps * w.shape[-2] * out.size, nbytes=sum(view.buffer.nbytes for view in (x, w, out)))
+    return Step(text_of(factory, *names), (x, w, out), (1,) if writes_w else (2,), dims, extent,
+                name="conv_dw" if writes_w else "conv", flops=2 * taps * w.shape[-2] * out.size,
+                nbytes=sum(view.buffer.nbytes for view in (x, w, out)))
 
 
 def grouped_kernel(source: str, element: str, weight: str = "") -> Any:

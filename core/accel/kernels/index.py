@@ -5,7 +5,6 @@ Invariant: a unit owns every element that it writes, so that the result has the 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +12,14 @@ from typing import Any
 import numpy as np
 
 from core.accel.chips import host
+from core.accel.kernels.text import pointer_type, text_of
 from core.accel.step import Step, View, contiguous
-from core.engine.dtypes import BY_NAME, DType, bool_
+from core.engine.dtypes import BY_NAME
 
 _RUN = 1024
 """Elements that one unit of a gather writes at most, where it does not copy whole rows."""
 _MANY_ROWS = 64
 """So many rows keep all threads busy, without being cut."""
-
-
-def element_name(dtype: DType) -> str:
-    """The name in `core.accel.pointer` of the type that holds an element."""
-    return "b8" if dtype is bool_ else dtype.short
 
 
 def storage_type(name: str) -> Any:
@@ -89,12 +84,6 @@ def _rows(sizes: list[int], strides: list[list[int]]) -> tuple[int, tuple[int, .
     """How many rows the axes but the last make, and their numbers for `offset_of_row`."""
     rows = math.prod(sizes[:-1])
     return rows, (len(sizes) - 1, *sizes[:-1], *(step for stride in strides for step in stride[:-1]))
-
-
-def kernel_of(module: str, maker: str, *arguments: str | int) -> str:
-    """Text of the kernel that a maker in one of this package's modules gives for these arguments."""
-    listed = ", ".join(map(json.dumps, arguments))
-    return f"from core.accel.kernels.{module} import {maker}\n\nkernel = {maker}({listed})\n"
 
 
 def make_gather(element: str, index: str) -> Any:
@@ -181,7 +170,7 @@ def gather(x: View, indices: View, out: View, axis: int) -> list[Step]:
     sizes, strides = merge_axes(out.shape, (*before, *none, *after),
                                 ((0,) * len(before) + indices.strides + (0,) * len(after)))
     rows, numbers = _rows(sizes, strides)
-    text = kernel_of("index", "make_gather", element_name(x.dtype), indices.dtype.short)
+    text = text_of(make_gather, pointer_type(x.dtype), indices.dtype.short)
     dims = (x.shape[axis], x.strides[axis], sizes[-1], strides[0][-1], strides[1][-1], *numbers)
     return [Step(text, (x, indices, out), (2,), dims, rows * -(-sizes[-1] // _RUN), name="gather",
                  nbytes=2 * out.size * x.dtype.itemsize)]
@@ -192,7 +181,7 @@ def _row_gather(x: View, indices: View, out: View, axis: int, index_stride: int)
     outer, (strides,) = merge_axes(x.shape[:axis], x.strides[:axis])
     width, rows = math.prod(x.shape[axis + 1:]), math.prod(outer) * indices.size
     run = width if rows >= _MANY_ROWS else _RUN
-    text = kernel_of("index", "make_row_gather", element_name(x.dtype), indices.dtype.short, host().vector_bytes)
+    text = text_of(make_row_gather, pointer_type(x.dtype), indices.dtype.short, host().vector_bytes)
     dims = (x.shape[axis], x.strides[axis], indices.size, index_stride, width, run, len(outer), *outer, *strides)
     return Step(text, (x, indices, out), (2,), dims, rows * -(-width // run), name="gather",
                 nbytes=2 * out.size * x.dtype.itemsize)
@@ -234,7 +223,7 @@ def gathered_pair(kind: str, first: tuple[View, View], second: tuple[View, View]
     out : type of the matrices, [row, column], contiguous
     """
     (a, a_indices), (b, b_indices) = first, second
-    text = kernel_of("index", "make_gathered_pair", kind, element_name(a.dtype), a_indices.dtype.short,
+    text = text_of(make_gathered_pair, kind, pointer_type(a.dtype), a_indices.dtype.short,
                      host().vector_bytes)
     dims = (out.shape[1], a.shape[0], a.strides[0], a_indices.strides[0],
             b.shape[0], b.strides[0], b_indices.strides[0])
@@ -307,7 +296,7 @@ def sort(x: View, values_out: View, indices_out: View, axis: int) -> list[Step]:
     numbers = (len(shape), *shape, *(x.strides[i] for i in others), *(values_out.strides[i] for i in others))
     keys = contiguous(x.dtype, (rows, 2, count), "sort keys")
     order = contiguous(indices_out.dtype, (rows, 2, count), "sort order")
-    return [Step(kernel_of("index", "make_sort", element_name(x.dtype)),
+    return [Step(text_of(make_sort, pointer_type(x.dtype)),
                  (x, values_out, indices_out, keys, order), (1, 2, 3, 4),
                  (count, x.strides[axis], values_out.strides[axis], *numbers), rows, name="sort",
                  nbytes=x.size * (2 * x.dtype.itemsize + 4))]

@@ -11,6 +11,7 @@ from math import ceil, prod
 from typing import Any
 
 from core.accel.chips import NarrowBlock, host, narrow_block_for
+from core.accel.kernels.text import text_of
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import DType
 
@@ -82,9 +83,7 @@ def pack(b: View, left: DType, taps: int = 0, shared: bool = True) -> tuple[View
     tap_dims = tuple(zip(tap_shape, b.strides[lead:], strict=False))
     dims = (depth, columns, panels, *b.strides[-2:], line.padded, line.length, prod(tap_shape) if depth else 0,
             len(tap_dims), len(batch), *sum(tap_dims, ()), *sum(batch, ()))
-    text = ("from core.accel.chips import NarrowBlock\nfrom core.accel.kernels.narrow_panels import pack_kernel\n"
-            f"kernel = pack_kernel({block!r}, {b.dtype.short!r})\n")
-    step = Step(text, (b, packed), (1,), dims,
+    step = Step(text_of(pack_kernel, block, b.dtype.short), (b, packed), (1,), dims,
                 prod(kept) * ceil(panels / PACK_PANELS), name="pack", nbytes=2 * store.buffer.nbytes)
     return packed, [step] if store.size else []
 

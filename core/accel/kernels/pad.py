@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+from core.accel.kernels.text import text_of
 from core.accel.step import Buffer, Step, View, contiguous
 
 Padding = Sequence[tuple[int, int]]
@@ -37,8 +38,7 @@ def padded(x: View, padding: Padding, scratch: Buffer | None = None) -> tuple[Vi
     for size, (low, _), extent, along in zip(sizes, padding, x.shape[1:], x.strides[1:], strict=False):
         dims += [size, low, extent, along]
     runs = min(padding[-1]) >= 0 and x.strides[-1] == 1 and x.strides[-2] == x.shape[-1]
-    kernel = "pad_lines_kernel" if runs else "pad_kernel"
-    text = f"from core.accel.kernels.pad import {kernel}\nkernel = {kernel}({x.dtype.short!r})\n"
+    text = text_of(pad_lines_kernel if runs else pad_kernel, x.dtype.short)
     step = Step(text, (x, out), (1,), tuple(dims), prod(shape[:-2]), name="pad", nbytes=2 * out.buffer.nbytes)
     return out, [step]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+from core.accel.kernels.text import text_of
 from core.accel.step import Step, View
 
 ROUNDED = 1024
@@ -17,9 +18,8 @@ ROUNDED = 1024
 
 def rounding(sums: View, out: View) -> Step:
     """The step that rounds f32 `sums` to bf16 or i32 `out`; both are contiguous."""
-    text = f"from core.accel.kernels.rounding import rounding_kernel\nkernel = rounding_kernel({out.dtype.short!r})\n"
-    return Step(text, (sums, out), (1,), (out.size,), ceil(out.size / ROUNDED), name="round",
-                nbytes=sums.buffer.nbytes + out.buffer.nbytes)
+    return Step(text_of(rounding_kernel, out.dtype.short), (sums, out), (1,), (out.size,), ceil(out.size / ROUNDED),
+                name="round", nbytes=sums.buffer.nbytes + out.buffer.nbytes)
 
 
 def rounding_kernel(target: str) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from core.accel.chips import host
-from core.accel.kernels.index import element_name, identity, kernel_of, merge_axes, offset_of_row, single_stride
+from core.accel.kernels.index import identity, merge_axes, offset_of_row, single_stride
+from core.accel.kernels.text import pointer_type, text_of
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import int32
 
@@ -53,7 +54,7 @@ def link(indices: View, places: int) -> tuple[Links, list[Step]]:
     """
     links = Links(contiguous(int32, (places,), "first of place"), contiguous(int32, (indices.size,), "next of place"))
     dims = (places, indices.size, single_stride(indices, slice(None), "indices"))
-    return links, [Step(kernel_of("segment", "make_link", indices.dtype.short),
+    return links, [Step(text_of(make_link, indices.dtype.short),
                         (indices, links.first, links.following), (1, 2), dims, 1, name="link",
                         nbytes=indices.size * (indices.dtype.itemsize + 4) + 4 * places)]
 
@@ -122,7 +123,7 @@ def _along_links(name: str, variant: tuple[str, str], operands: tuple[View, Link
             out.strides[axis], *steps[:2], len(axes), *axes, *numbers)
     kind, start = variant
     form = "spans" if width == 1 or steps == [1, 1, 1] else "strides"
-    text = kernel_of("segment", "make_reduce", kind, element_name(out.dtype), start, form, host().vector_bytes)
+    text = text_of(make_reduce, kind, pointer_type(out.dtype), start, form, host().vector_bytes)
     units = rows * -(-width // columns) * places if out.size else 0
     return [Step(text, (x, links.first, links.following, updates, out), (4,), dims, units, name=name,
                  flops=updates.size, nbytes=(updates.size + out.size) * out.dtype.itemsize)]

@@ -15,6 +15,7 @@ from core.accel.chips import Block, block_for, host, thin_block_for
 from core.accel.kernels import float_panels
 from core.accel.kernels.narrow import DTYPES as NARROW
 from core.accel.kernels.rounding import rounding
+from core.accel.kernels.text import text_of
 from core.accel.step import Epilogue, Step, View, contiguous
 from core.engine import dtypes
 
@@ -77,14 +78,14 @@ def _thin_step(block: Block, chains: int, a: View, panels: View, out: View, epil
     """The step of `thin` for the panels of B; a pass takes `depth_block` of their rows."""
     strides = (*a.strides[-2:], *panels.strides[-3:-1], out.strides[-2], depth_block)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-1] / block.columns)
-    step = _direct_step(_text("thin_kernel", block, chains), a, panels, out, strides, extent, 1, "matmul thin")
+    step = _direct_step(text_of(thin_kernel, block, chains), a, panels, out, strides, extent, 1, "matmul thin")
     return step if epilogue is None else epilogue.attach(step, block.columns, in_place=True)
 
 
 def dot_step(a: View, b: View, out: View) -> Step:
     """The step of ``out = a @ b`` for few outputs with long sums; K has stride 1 in both."""
     strides = (a.strides[-2], b.strides[-1], out.strides[-2])
-    text = _text("dot_kernel", block_for(host(), out.dtype.short, 1))
+    text = text_of(dot_kernel, block_for(host(), out.dtype.short, 1))
     return _direct_step(text, a, b, out, strides, out.size, DOT_GRAIN, "matmul dot")
 
 
@@ -113,7 +114,7 @@ def dots_step(a: View, b: View, out: View) -> list[Step]:
     turned, steps = (b, []) if reads_b else float_panels.pack(transposed(b), block=block)
     extent = prod(out.shape[:-2]) * ceil(out.shape[-2] / (block.lanes // columns))
     sums = contiguous(dtypes.float32, out.shape, "sums") if is_narrow and out.dtype is not dtypes.float32 else out
-    step = _direct_step(_text("dots_kernel", block, columns, a.dtype.short), a, turned, sums, (a.strides[-2],), extent,
+    step = _direct_step(text_of(dots_kernel, block, columns, a.dtype.short), a, turned, sums, (a.strides[-2],), extent,
                         1, "matmul dots")
     return [*steps, step, *([] if sums is out else [rounding(sums, out)])]
 
@@ -155,16 +156,9 @@ def short_sums(a: View, packed: View, out: View, row: Dim, lines: Sequence[Dim],
     block = block_for(host(), out.dtype.short, columns)
     dims = (columns, *row, panel, len(lines), *a_offsets, *b_offsets, *sum(lines, ()))
     extent = prod(line[0] for line in lines) * ceil(row[0] / OUTER_ROWS)
-    step = Step(_text("outer_kernel", block, depth), (a, packed, out), (2,), dims, extent, 1, name,
+    step = Step(text_of(outer_kernel, block, depth), (a, packed, out), (2,), dims, extent, 1, name,
                 2 * out.size * depth, sum(view.buffer.nbytes for view in (a, packed, out)))
     return step if epilogue is None else epilogue.attach(step, block.columns, in_place=True)
-
-
-def _text(factory: str, *arguments: object) -> str:
-    """Source of a kernel module that calls one factory of this file."""
-    values = ", ".join(map(repr, arguments))
-    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.thin import {factory}\n"
-            f"kernel = {factory}({values})\n")
 
 
 def thin_kernel(block: Block, chains: int, epilogue: Any = None) -> Any:

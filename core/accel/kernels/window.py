@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from core.accel.chips import host
-from core.accel.kernels.index import element_name, identity, kernel_of, storage_type
+from core.accel.kernels.index import identity, storage_type
+from core.accel.kernels.text import pointer_type, text_of
 from core.accel.step import Step, View, contiguous
 from core.engine.dtypes import int32
 
@@ -234,13 +235,13 @@ def positions(x: View, out: View, kind: str, dims: tuple[int, ...], name: str) -
     """The step that finds where in each window the first extreme is; `dims` are `canonical`."""
     units = _units(dims, 1)
     best = contiguous(x.dtype, (units, dims[0]), f"{name} best")
-    text = kernel_of("window", "make_positions", kind, element_name(x.dtype), host().vector_bytes)
+    text = text_of(make_positions, kind, pointer_type(x.dtype), host().vector_bytes)
     return Step(text, (x, best, out), (1, 2), dims, units, name=name,
                 nbytes=x.size * x.dtype.itemsize + out.size * out.dtype.itemsize)
 
 
 def _reduce(x: View, out: View, kind: str, direction: str, dims: tuple[int, ...], name: str) -> Step:
-    text = kernel_of("window", "make_reduce", kind, element_name(x.dtype), direction, host().vector_bytes)
+    text = text_of(make_reduce, kind, pointer_type(x.dtype), direction, host().vector_bytes)
     windows, which = (out, 1) if direction == "forward" else (x, 0)
     size = math.prod(dims[3:3 + _AXES * _NUMBERS:_NUMBERS])
     return Step(text, (x, out), (1,), dims, _units(dims, which), name=name, flops=windows.size * size,
@@ -249,7 +250,7 @@ def _reduce(x: View, out: View, kind: str, direction: str, dims: tuple[int, ...]
 
 def _chosen(places: View, terms: View, out: View, kind: str, direction: str, dims: tuple[int, ...],
             name: str) -> Step:
-    text = kernel_of("window", "make_chosen", kind, element_name(out.dtype), direction, host().vector_bytes)
+    text = text_of(make_chosen, kind, pointer_type(out.dtype), direction, host().vector_bytes)
     return Step(text, (places, terms, out), (2,), dims, _units(dims, 1 if direction == "forward" else 0), name=name,
                 nbytes=(terms.size + out.size) * out.dtype.itemsize + 4 * places.size)
 

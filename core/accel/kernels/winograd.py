@@ -18,6 +18,7 @@ from typing import Any
 
 from core.accel.chips import Block, block_for, host
 from core.accel.kernels.pad import Padding
+from core.accel.kernels.text import text_of
 from core.accel.kernels.tiles import (
     AXIS_NUMBERS,
     MOST_AT_ONCE,
@@ -81,8 +82,7 @@ def conv(x: View, w: View, out: View, padding: Padding, epilogue: Epilogue | Non
     scratch = contiguous(dtypes.float32, (units, size), "tiles")
     dims = (inputs, outputs, tiles.count, run, at_once, share, pitch, columns, lines_point, x_point, sums_point,
             pixels_point, size, *w.strides[-2:], len(tiles.plain), *sum(tiles.plain, ()), *sum(tiles.axes, ()))
-    text = ("from core.accel.chips import Block\nfrom core.accel.kernels.winograd import conv_kernel\n"
-            f"kernel = conv_kernel({block!r}, {len(tiles.axes)})\n")
+    text = text_of(conv_kernel, block, len(tiles.axes))
     step = Step(text, (x, packed, out, scratch, w), (2, 3), dims, units, name="winograd conv",
                 flops=2 * prod(w.shape[:-1]) * out.size, nbytes=sum(view.buffer.nbytes for view in (x, packed, out)))
     return [*steps, step if epilogue is None else epilogue.attach(step, min(outputs, share), in_place=True)]

@@ -16,6 +16,7 @@ from typing import Any
 
 from core.accel.chips import Block, block_for, host
 from core.accel.kernels.pad import Padding
+from core.accel.kernels.text import text_of
 from core.accel.kernels.tiles import (
     AXIS_NUMBERS,
     MOST_AT_ONCE,
@@ -53,6 +54,8 @@ def fits(x: View, w: View, ct: View, stride: Sequence[int], padding: Padding, di
     if not can_be_tiled(x, w, ct, stride, padding, dilation, groups):
         return False
     tiles, (inputs, outputs) = Tiles.over(x, w, ct, padding), w.shape[-2:]
+    if not tiles.count:
+        return False
     block = block_for(host(), "f32", outputs)
     columns, (groups, runs, _) = up(outputs, block.columns), _units(tiles, block, inputs, outputs)
     direct = prod(ct.shape[:-1]) * prod(w.shape)
@@ -94,18 +97,12 @@ def conv_dw(x: View, w: View, ct: View, padding: Padding) -> list[Step]:
     dims = (inputs, outputs, tiles.count, run, at_once, runs, pitch, width, x_lines, ct_lines, x_point, ct_point,
             size, panels, rows, *along)
     flops = 2 * prod(w.shape) * prod(ct.shape[:-1])
-    summing = Step(_text("sums_kernel", block, len(tiles.axes)), (x, ct, sums, scratch), (2, 3), dims, groups * runs,
+    summing = Step(text_of(sums_kernel, block, len(tiles.axes)), (x, ct, sums, scratch), (2, 3), dims, groups * runs,
                    name="winograd sums", flops=flops, nbytes=sum(view.buffer.nbytes for view in (x, ct, sums)))
     dims = (inputs, outputs, runs, panels, rows, w.strides[-2], prod(extent for extent, *_ in tiles.plain), *along)
-    taps = Step(_text("taps_kernel", block, len(tiles.axes)), (x, ct, sums, w), (3,), dims, panels * inputs,
+    taps = Step(text_of(taps_kernel, block, len(tiles.axes)), (x, ct, sums, w), (3,), dims, panels * inputs,
                 name="winograd conv_dw", nbytes=sums.buffer.nbytes + w.buffer.nbytes)
     return [summing, taps]
-
-
-def _text(factory: str, block: Block, axes: int) -> str:
-    """Source of a kernel module that calls one factory of this file."""
-    return (f"from core.accel.chips import Block\nfrom core.accel.kernels.winograd_dw import {factory}\n"
-            f"kernel = {factory}({block!r}, {axes})\n")
 
 
 def sums_kernel(block: Block, axes: int) -> Any:

@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 from core.accel.chips import Block
+from core.accel.kernels.text import text_of
 from core.accel.kernels.tiles import POINTS, TAPS
 from core.accel.step import Step, View, contiguous
 from core.engine import dtypes
@@ -32,8 +33,7 @@ def transformed(w: View, block: Block) -> tuple[View, list[Step]]:
     inputs, outputs = w.shape[-2:]
     panels = ceil(outputs / block.columns)
     packed = contiguous(dtypes.float32, (POINTS ** len(axes), panels, inputs, block.columns), "transformed")
-    text = ("from core.accel.chips import Block\nfrom core.accel.kernels.winograd_panels import transform_kernel\n"
-            f"kernel = transform_kernel({block!r}, {len(axes)})\n")
+    text = text_of(transform_kernel, block, len(axes))
     step = Step(text, (w, packed), (1,), (inputs, outputs, panels, *w.strides[-2:], *axes),
                 ceil(inputs / _INPUTS) * panels, name="pack", nbytes=w.buffer.nbytes + packed.buffer.nbytes)
     return packed, [step]

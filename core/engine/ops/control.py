@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core.engine import tree
 from core.engine.array import Array, as_array
-from core.engine.errors import TraceError
+from core.engine.errors import ShapeError, TraceError
 from core.engine.graph import Aval, Graph, Value
 from core.engine.ops.shape import concatenate, full_like, stack, zeros
 from core.engine.ops.table import MultipleOp, Op, Sample, evaluate, register_multiple, require
@@ -164,6 +164,10 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any = 
     avals = [leaf.aval for leaf in carry_leaves] + [Aval(leaf.dtype, leaf.shape[1:]) for leaf in x_leaves]
     structure = tree.Structure(tuple, None, ("carry", "x"), (carry_structure, x_structure))
     traced = trace(function, avals, structure)
+    left = traced.structure.children
+    if len(left) != 2 or left[0] != carry_structure:
+        raise ShapeError("ShapeError in scan: the function must give (carry, results), the carry of the tree that it "
+                         "was given")
     body, count = traced.graph, len(carry_leaves)
     body.inputs = body.inputs[len(avals):] + body.inputs[:len(avals)]
     outs = _scan(*traced.captures, *carry_leaves, *x_leaves, body=body, consts=len(traced.captures), carries=count,

@@ -18,9 +18,9 @@ from core.engine.array import Array, as_array
 from core.engine.dtypes import as_dtype
 from core.engine.errors import ShapeError
 from core.engine.graph import Aval
-from core.engine.ops.elementwise import exp, select
+from core.engine.ops.elementwise import exp, logical_and, select
 from core.engine.ops.reduce import identity
-from core.engine.ops.shape import arange, full_like, moveaxis, ones, reshape, slice
+from core.engine.ops.shape import arange, full_like, moveaxis, normalised_axis, ones, reshape, slice
 from core.engine.ops.table import MultipleOp, Op, Sample, register, register_multiple, require
 
 _python_slice = builtins.slice
@@ -97,17 +97,19 @@ scatter_add: Op = register(Op(
 def one_hot(indices: Any, count: int, dtype: Any = dtypes.float32) -> Array:
     """[..., count] with 1 at the index; an index outside gives zeros."""
     indices = as_array(indices)
+    indices = indices if indices.dtype.itemsize >= 4 else indices.astype(dtypes.int32)
     classes = arange(count, indices.dtype)
     hit = reshape(indices, shape=(*indices.shape, 1)) == classes
     return hit.astype(dtype)
 
 
 def take_along(x: Array, indices: Array, axis: int = -1) -> Array:
-    """out[..., i, ...] = x[..., indices[..., i, ...], ...] along one axis, indices of x's rank."""
-    axis %= x.ndim
+    """out[..., i, ...] = x[..., indices[..., i, ...], ...] along one axis, indices of x's rank; 0 for one outside."""
+    axis = normalised_axis("take_along", axis, x.ndim)
     moved, chosen = moveaxis(x, axis, -1), moveaxis(indices, axis, -1)
     rows = math.prod(moved.shape[:-1])
     extent = moved.shape[-1]
+    chosen = select(logical_and(chosen >= 0, chosen < extent), chosen, full_like(chosen, -rows * extent))
     flat = reshape(chosen, shape=(rows, chosen.shape[-1])) + reshape(arange(rows) * extent, shape=(rows, 1))
     taken = gather(reshape(moved, shape=(rows * extent,)), flat, axis=0)
     return moveaxis(reshape(taken, shape=chosen.shape), -1, axis)

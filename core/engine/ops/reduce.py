@@ -17,7 +17,7 @@ from core.engine.array import Array, as_array
 from core.engine.dtypes import DType
 from core.engine.graph import Aval
 from core.engine.ops.elementwise import select
-from core.engine.ops.shape import broadcast, full_like, reshape
+from core.engine.ops.shape import broadcast, full_like, normalised_axis, reshape
 from core.engine.ops.table import Op, Sample, register, require
 
 
@@ -77,10 +77,11 @@ reduce: Op = register(Op(
     lambda x: (as_array(x),), doc="max and min share the cotangent among ties."))
 
 
-def _axes(x: Array, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+def _axes(x: Array, axis: Any) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(x.ndim))
-    return tuple(sorted({index % x.ndim for index in ([axis] if isinstance(axis, int) else axis)}))
+    given = [axis] if hasattr(axis, "__index__") else axis
+    return tuple(sorted({normalised_axis("reduce", index, x.ndim) for index in given}))
 
 
 def _reduced(x: Any, axis: Any, keepdims: bool, kind: str) -> Array:
@@ -108,8 +109,9 @@ def amin(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
 
 
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
-    """Mean over one axis, several, or all."""
+    """Mean over one axis, several, or all; of integers in f32."""
     x = as_array(x)
+    x = x if x.dtype.is_float else x.astype(dtypes.float32)
     count: int = math.prod(x.shape[index] for index in _axes(x, axis))
     return sum(x, axis, keepdims) * (1.0 / max(count, 1))
 
@@ -133,7 +135,7 @@ argreduce: Op = register(Op(
 def argmax(x: Any, axis: int = -1) -> Array:
     """Index of the largest element along an axis."""
     x = as_array(x)
-    return argreduce(x, axis=axis % x.ndim, kind="max")
+    return argreduce(x, axis=normalised_axis("argmax", axis, x.ndim), kind="max")
 
 
 def _cumsum_shape(x: Aval, *, axis: int, reverse: bool) -> Aval:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,13 @@ _python_slice = builtins.slice
 
 def _normal(*shape: int) -> Any:
     return np.random.default_rng(math.prod(shape)).normal(size=shape)
+
+
+def normalised_axis(op: str, axis: Any, ndim: int) -> int:
+    """An axis that may be counted from the end, counted from the front; raises `ShapeError` if there is none."""
+    place = operator.index(axis)
+    require(-ndim <= place < ndim, op, f"axis lies in {-ndim} <= axis < {ndim}", axis=axis)
+    return place % ndim
 
 
 # --- broadcast -------------------------------------------------------------------------------------------------------
@@ -132,8 +140,9 @@ transpose: Op = register(Op(
 
 def moveaxis(x: Array, source: int, destination: int) -> Array:
     """Move one axis, the others keep their order."""
-    order = [axis for axis in range(x.ndim) if axis != source % x.ndim]
-    order.insert(destination % x.ndim, source % x.ndim)
+    source, destination = (normalised_axis("moveaxis", axis, x.ndim) for axis in (source, destination))
+    order = [axis for axis in range(x.ndim) if axis != source]
+    order.insert(destination, source)
     return transpose(x, axes=tuple(order))
 
 
@@ -240,17 +249,17 @@ concat: Op = register(Op(
 
 def concatenate(parts: Sequence[Array], axis: int = 0) -> Array:
     """Join arrays along an existing axis."""
-    return concat(*parts, axis=axis % parts[0].ndim)
+    return concat(*parts, axis=normalised_axis("concatenate", axis, parts[0].ndim))
 
 
 def stack(parts: Sequence[Array], axis: int = 0) -> Array:
     """Join arrays of one shape along a new axis."""
-    return concatenate([expand(part, axis) for part in parts], axis % (parts[0].ndim + 1))
+    return concatenate([expand(part, axis) for part in parts], axis)
 
 
 def expand(x: Array, axis: int) -> Array:
     """Put an axis of 1 at a position."""
-    axis %= x.ndim + 1
+    axis = normalised_axis("expand", axis, x.ndim + 1)
     return reshape(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
 
 

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as arrays
 from skimage.metrics import variation_of_information
 
 from apps.connectomics.agreement import ContingencyTable, Mask
+from apps.connectomics.scoring import agreement_rows
 from core.engine.errors import DataError
 
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
@@ -168,3 +169,16 @@ def test_the_watershed_of_fib25(realdata: Path) -> None:
         assert found.voxels == 15_624_750
         assert (found.voi_split, found.voi_merge, found.voi, found.arand) == pytest.approx(
             (2.4075, 0.3295, 2.7370, 0.2712), abs=5e-5)
+
+
+def test_labels_of_two_volumes_are_different_objects():
+    """Equal numbers in two volumes are no one body: the scores are those of the volumes with labels of their own."""
+    generator = np.random.default_rng(5)
+    truth, found = generator.integers(0, 6, (2, 2, 9, 9, 9)).astype(np.uint64)
+    truth[1][truth[1] > 0] += np.uint64(2**63)
+    apart = [np.where(array > 0, array + np.array([[[[0]]], [[[100]]]], np.uint64), 0) for array in (found, truth)]
+    expected = ContingencyTable.of(*(np.concatenate(list(array)) for array in apart))
+    table = ContingencyTable.empty()
+    for one, other in zip(found, truth, strict=True):
+        table = table.beside(ContingencyTable.of(one, other))
+    assert agreement_rows(table) == agreement_rows(expected)

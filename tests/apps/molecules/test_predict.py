@@ -117,6 +117,16 @@ def test_what_cannot_be_predicted_is_one_clear_sentence(run: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
+def test_a_list_of_refused_rows_may_be_mended_and_predicted(run: Path, tmp_path: Path) -> None:
+    """Its name is that of the list which the prediction makes."""
+    source = tmp_path / "refused.csv"
+    source.write_text("smiles\nCCO\nno molecule\n")
+    assert molecules("predict", run, source, "--out", tmp_path / "values.csv").code == 2
+    assert source.read_text() == "smiles\nCCO\nno molecule\n" and not (tmp_path / "values.csv").exists()
+    (tmp_path / "out").mkdir()
+    predict(run, source, tmp_path / "out" / "values.csv", code=4)
+
+
 def test_the_right_unit_is_taken(run: Path, nci: Path, tmp_path: Path) -> None:
     predict(run, nci, tmp_path / "out.csv", "--units", "tpsa=A^2")
 

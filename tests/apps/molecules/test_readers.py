@@ -157,16 +157,17 @@ def test_a_truncated_gzip_file_keeps_what_could_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "message"), [
     ({"logS": "mg/L"}, "The unit of 'logS' is given as 'mg/L', but the model was trained on 'log10(mol/L)'; "
                        "convert the values to the model's unit first."),
-    ({"logP": ""}, "A unit is given for 'logP', which the model does not predict: 'logS'."),
+    ({"logP": ""}, "A unit is given for 'logP', which the model does not predict; it predicts 'logS', 'pKa'."),
+    ({"pKa": "1"}, "A unit is given for 'pKa', but the training was told none; leave it out."),
 ])
 def test_wrong_units(given: dict[str, str], message: str) -> None:
     with pytest.raises(DataError) as caught:
-        check_units(given, {"logS": "log10(mol/L)"})
+        check_units(given, {"logS": "log10(mol/L)"}, ("logS", "pKa"))
     assert str(caught.value) == message
 
 
 def test_right_units() -> None:
-    check_units({"logS": " log10(mol/L) "}, {"logS": "log10(mol/L)", "logP": ""})
+    check_units({"logS": " log10(mol/L) "}, {"logS": "log10(mol/L)", "logP": ""}, ("logS", "logP"))
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

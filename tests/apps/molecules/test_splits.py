@@ -73,6 +73,19 @@ def test_reactions_have_keys_and_no_scaffold() -> None:
         split([key] * 20, kind="scaffold")
 
 
+def test_folds_by_scaffold_keep_scaffolds_together() -> None:
+    cores, tails = ("c1ccccc1", "c1ccncc1", "C1CCCC1", "C1CCNCC1", ""), ("C", "CC", "CCC", "CO")
+    keys = [core + tail for core in cores for tail in tails]
+    for fold in k_folds(keys, 3, kind="scaffold"):
+        assert_sound(fold, keys)
+        sides = [{row // 4 for row in part.tolist()} for part in (fold.train, fold.valid, fold.test)]
+        assert sum(map(len, sides)) == 5
+    with pytest.raises(DataError, match="6 folds need more than 5 different scaffolds"):
+        k_folds(keys, 6, kind="scaffold")
+    with pytest.raises(ConfigError, match="not by 'column'"):
+        k_folds(keys, 3, kind="column")
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize("file", ["delaney-processed.csv", "BBBP.csv"])
 def test_scaffolds_stay_together(realdata: Path, file: str) -> None:
