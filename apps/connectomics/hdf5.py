@@ -56,7 +56,9 @@ class Hdf5Dataset(WritableStored):
 
     def write(self, selection: Selection, order: tuple[int, ...], values: NDArray[Any]) -> None:
         with _opened(self.address, self.path, "r+") as file:
-            file[self.name][selection] = values.transpose(np.argsort(order))
+            dataset = file[self.name]
+            dataset[selection] = values.transpose(np.argsort(order))
+            file.flush()  # closing a dataset keeps silent about a full disk
 
 
 def open_hdf5(address: str, place: str, part: str) -> Hdf5Dataset:
@@ -72,6 +74,10 @@ def open_hdf5(address: str, place: str, part: str) -> Hdf5Dataset:
                              f"one named {part}" if part else "one dataset, or an address such as FILE.h5:DATASET")
         if dataset.external:
             raise unreadable(address, f"values in another file, {dataset.external[0][0]}", "values in the file itself")
+        missing = [source.file_name for source in (dataset.virtual_sources() if dataset.is_virtual else ())
+                   if source.file_name != "." and not (path.parent / source.file_name).exists()]
+        if missing:
+            raise unreadable(address, f"a virtual dataset without its file {missing[0]}", "all files of its parts")
         return Hdf5Dataset(
             address, shape=dataset.shape or (), dtype=dataset.dtype.newbyteorder("="), axes=AXES[-dataset.ndim:],
             axes_stated=False, voxel_size=attribute_voxel_size(dataset.attrs), chunk=dataset.chunks or (), path=path,

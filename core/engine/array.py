@@ -261,11 +261,16 @@ def array(value: Any, dtype: Any = None) -> Array:
     return as_array(value, dtype)
 
 
+_SIGNED = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}
+"""By bytes; an unsigned integer fits into the signed one of twice its own."""
 _RANK = {"bool": 0, "uint": 1, "int": 1, "float": 2}
 
 
 def promote(*values: Any) -> tuple[Array, ...]:
-    """Arrays of one dtype, the widest of the highest kind (bool, integer, float); Python numbers adapt to it."""
+    """Arrays of one dtype, which holds the numbers of all: the widest of the highest kind (bool, integer, float).
+
+    Python numbers adapt to it.
+    """
     if all(type(value) is Array and value.dtype is values[0].dtype for value in values):  # most calls
         return values
     arrays = [value if isinstance(value, Array) else as_array(value)
@@ -273,6 +278,10 @@ def promote(*values: Any) -> tuple[Array, ...]:
     if not arrays:
         arrays = [as_array(value) for value in values]
     dtype = max((array.dtype for array in arrays), key=lambda dtype: (_RANK[dtype.kind], dtype.itemsize))
+    signed, unsigned = ([array.dtype for array in arrays if array.dtype.kind == kind] for kind in ("int", "uint"))
+    if dtype.kind in ("int", "uint") and signed and unsigned:
+        widths = [*(kind.itemsize for kind in signed), *(2 * kind.itemsize for kind in unsigned)]
+        dtype = _SIGNED[max(widths)]
     if dtype.kind != "float" and any(type(value) is float for value in values):
         dtype = dtypes.float32
     if dtype.kind == "bool" and any(type(value) is int for value in values):

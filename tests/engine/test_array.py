@@ -30,7 +30,8 @@ def test_python_numbers_adapt(first, second, dtype):
 
 
 @pytest.mark.parametrize(("first", "second", "dtype"), [
-    ("f32", "f64", "f64"), ("bf16", "f32", "f32"), ("i64", "bf16", "bf16"), ("i8", "i32", "i32"), ("bool", "u8", "u8")])
+    ("f32", "f64", "f64"), ("bf16", "f32", "f32"), ("i64", "bf16", "bf16"), ("i8", "i32", "i32"), ("bool", "u8", "u8"),
+    ("i8", "u8", "i16"), ("u8", "i8", "i16"), ("u8", "i32", "i32"), ("u32", "i32", "i64"), ("i64", "u32", "i64")])
 def test_arrays_are_promoted(first, second, dtype):
     assert {made.dtype.short for made in promote(as_array([1], first), as_array([1], second))} == {dtype}
 
@@ -151,3 +152,9 @@ def test_indices_outside_take_nothing_from_their_neighbours():
     found = ops.take_along(x, as_array(np.array([[2, 1], [-1, 0]], np.int32)))
     assert found.numpy().tolist() == [[0.0, 2.0], [0.0, 3.0]]
     assert ops.one_hot(np.array([44], np.uint8), 301).numpy().nonzero()[1].tolist() == [44]
+
+
+def test_bytes_of_either_sign_are_multiplied_exactly():
+    ones, many = np.ones((1, 2), np.int8), np.full((2, 1), 200, np.uint8)
+    for left, right in ((ones, many), (many.T, ones.T)):
+        assert ops.matmul(left, right).item() == 400
