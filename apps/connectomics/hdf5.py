@@ -33,12 +33,21 @@ HDF5_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """What h5py raises for files that are truncated, damaged, locked, or use filters that are not there."""
 
 
+AXES_NOTE = "axes"
+"""Attribute of the datasets that we write."""
+
+
 @dataclass(frozen=True)
 class Hdf5Dataset(WritableStored):
     """A dataset of an HDF5 file."""
 
     path: Path
     name: str
+    notes_axes: bool
+
+    @property
+    def is_ours(self) -> bool:
+        return self.notes_axes
 
     def read(self, selection: Selection, order: tuple[int, ...]) -> NDArray[Any]:
         with _opened(self.address, self.path, "r") as file:
@@ -81,7 +90,7 @@ def open_hdf5(address: str, place: str, part: str) -> Hdf5Dataset:
         return Hdf5Dataset(
             address, shape=dataset.shape or (), dtype=dataset.dtype.newbyteorder("="), axes=AXES[-dataset.ndim:],
             axes_stated=False, voxel_size=attribute_voxel_size(dataset.attrs), chunk=dataset.chunks or (), path=path,
-            name=part)
+            name=part, notes_axes=dataset.attrs.get(AXES_NOTE) == AXES[-dataset.ndim:])
 
 
 def volumes_of(path: Path) -> list[str]:
@@ -109,6 +118,7 @@ def create_hdf5(address: str, place: str, part: str, shape: tuple[int, ...], dty
             dataset = file.create_dataset(part, shape, dtype, chunks=chunk, compression="gzip", compression_opts=1,
                                           shuffle=True)
             dataset.attrs["voxel_size"] = voxel_size
+            dataset.attrs[AXES_NOTE] = AXES[-len(shape):]
     return open_hdf5(address, place, part)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.connectomics.blocks import Triple
-from apps.connectomics.hdf5 import HDF5_ERRORS
+from apps.connectomics.hdf5 import AXES_NOTE, HDF5_ERRORS
 from apps.connectomics.storage import reading
 from core.engine.checkpoint import written_whole
 
@@ -60,6 +60,7 @@ def written_segmentation(out: Path, shape: Triple, voxel_size: tuple[float, floa
         chunks = tuple(min(size, _CHUNK) for size in shape)
         data = store.create_dataset("segmentation", shape, dtype, chunks=chunks, compression="gzip",
                                     compression_opts=1, shuffle=True)
+        data.attrs[AXES_NOTE] = "zyx"
         if voxel_size is not None:
             data.attrs["voxel_size"] = voxel_size
         data.attrs.update(attributes)

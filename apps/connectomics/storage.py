@@ -50,6 +50,11 @@ class Stored(ABC):
     voxel_size: tuple[float, ...]
     chunk: tuple[int, ...]
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether we wrote it and noted its axes, so that settings of axes are not about it."""
+        return False
+
     @abstractmethod
     def read(self, selection: Selection, order: tuple[int, ...]) -> NDArray[Any]:
         """A new array of what is selected, its axes in this order (of those that are left), C-contiguous."""

@@ -214,6 +214,7 @@ def _arranged(stored: AnyStored, axes: str, voxel_size: tuple[float, ...]) -> tu
         raise unreadable(address, f"values of {stored.dtype}", f"one of {', '.join(DTYPES)}")
     if not 3 <= len(stored.shape) <= len(AXES) or 0 in stored.shape:
         raise unreadable(address, shown, "three axes, none of them empty")
+    axes = "" if stored.is_ours else axes
     if stored.axes_stated and axes not in ("", stored.axes):
         raise unreadable(address, f"the axes {stored.axes}, as the format says", f"{axes}, as the settings say",
                          "leave the axes out of the settings")

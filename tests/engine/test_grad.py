@@ -162,3 +162,8 @@ def test_scan_without_steps():
 def test_all_reduce_is_its_own_adjoint():
     _, pull_back = vjp(lambda x: all_reduce(x, group=lambda values: values * 2)[0] * 3, drawn(3))
     np.testing.assert_allclose(pull_back(as_array(np.ones(3))).numpy(), 6)
+
+
+def test_powers_of_zero_have_the_gradients_of_their_limits():
+    slope = grad(lambda x: ops.sum(ops.pow(x, as_array([0.0, 1.0, 2.0]))))
+    assert slope(as_array(0.0)).item() == 1.0 and slope(as_array(3.0)).item() == 7.0

@@ -97,10 +97,14 @@ def _may_have_stages(shape: Shape, axes: Shape) -> bool:
 
 def _fit_in_a_kernel(first: Node, second: Node) -> bool:
     """Whether a kernel can hold the equations of both, with all that they read and, at most, write."""
-    equations = first.equations + second.equations
-    made = {value for equation in equations for value in equation.outputs}
-    read = {value for equation in equations for value in equation.inputs} - made
-    return len(equations) <= MAXIMUM_EQUATIONS and len(read) + len(made) <= MAXIMUM_OPERANDS
+    count = len(first.equations) + len(second.equations)
+    if count <= MAXIMUM_OPERANDS // 4:  # an equation of a loop has at most three operands
+        return True
+    if count > MAXIMUM_EQUATIONS:
+        return False
+    values = {value for node in (first, second) for equation in node.equations
+              for value in (*equation.inputs, *equation.outputs)}
+    return len(values) <= MAXIMUM_OPERANDS
 
 
 class _Fuser:

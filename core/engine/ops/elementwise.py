@@ -103,8 +103,8 @@ def _positive_pairs() -> list[Sample]:
 
 
 def _pow_grad(ct: Array, out: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    safe = select(a > 0, a, full_like(a, 1.0))
-    return ct * b * pow(a, b - 1), ct * out * select(a > 0, log(safe), full_like(a, 0.0))
+    safe, zero = select(a > 0, a, full_like(a, 1.0)), full_like(a, 0.0)
+    return select(b == 0, zero, ct * b * pow(a, b - 1)), ct * out * select(a > 0, log(safe), zero)
 
 
 def _pick_grad(ct: Array, first: Array, tie: Array) -> tuple[Array, Array]:

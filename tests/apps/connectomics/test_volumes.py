@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.connectomics.segmentations import written_segmentation
 from apps.connectomics.volumes import WritableVolume, create_volume, open_volume
 from core.engine.errors import ConfigError, DataError
 from tests.apps.connectomics.written import (
@@ -243,3 +245,16 @@ def test_a_real_volume(realdata: Path) -> None:
     assert (round(float(raw.mean()), 2), round(float(raw.std()), 2)) == (130.03, 33.45)
     with pytest.raises(DataError, match=r"google_ffn_first25 uint8\[250, 250, 250\], groundtruth uint16"):
         open_volume(str(realdata / "connectomics/fib25_training2.h5"))
+
+
+def test_axes_are_a_setting_of_volumes_that_we_did_not_write(tmp_path):
+    values = np.arange(24, dtype=np.uint32).reshape(2, 3, 4)
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["labels"] = values.T
+    with written_segmentation(tmp_path / "ours.h5", values.shape, (4.0, 4.0, 4.0)) as file:
+        file.write((0, 0, 0), values)
+    create_volume(f"{tmp_path / 'made.h5'}:labels", values.shape, values.dtype, (4.0, 4.0, 4.0),
+                  (1, 2, 2)).write((0, 0, 0), values)
+    for name in ("theirs", "ours", "made"):
+        volume = open_volume(str(tmp_path / f"{name}.h5"), axes="xyz")
+        np.testing.assert_array_equal(volume.read((0, 0, 0), volume.shape), values)
