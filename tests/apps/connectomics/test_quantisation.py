@@ -20,7 +20,7 @@ from core.engine.jit import jit
 from tests.apps.connectomics.bright import write_run, write_tubes
 
 FIELD = (9, 7, 11)
-CONFIG = ConnectomicsConfig(field_of_view=FIELD)
+CONFIG = ConnectomicsConfig(field_of_view=FIELD, deltas=(2, 2, 2))
 APPS = ("apps.connectomics.app:APP",)
 
 

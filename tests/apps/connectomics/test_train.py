@@ -18,7 +18,7 @@ from apps.connectomics.train import chosen, dry_run, labelled, train, volumes_of
 from core.engine import random
 from core.engine.array import as_array
 from core.engine.checkpoint import load
-from core.engine.errors import DataError
+from core.engine.errors import ConfigError, DataError
 from core.engine.refusals import Refusals
 from core.engine.run import RunDirectory, Stopped
 
@@ -128,3 +128,10 @@ def test_a_dry_run_shows_shapes(tubes: Path) -> None:
 def test_what_cannot_be_learned_from_is_said(tubes: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         labelled(tubes, ConnectomicsConfig(**{**SMALL, **settings}))
+
+
+def test_steps_that_leave_the_field_of_view_are_refused():
+    """The mask would be read outside of what was predicted."""
+    ConnectomicsConfig(field_of_view=(9, 9, 9), deltas=(4, 0, 4))
+    with pytest.raises(ConfigError, match="at most half of the field of view"):
+        ConnectomicsConfig(field_of_view=(9, 9, 9), deltas=(4, 5, 4))
