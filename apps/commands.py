@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def sample(app: App, out: Path, given: Mapping[str, Any]) -> Outcome:
 
 
 def _convert(command: Command, source: str, out: Path, given: Mapping[str, Any], **arguments: Any) -> Outcome:
-    """Run a command that makes `out` from an input."""
+    """Run a command that makes `out` from an input, and from what its settings name."""
     from core.engine.checkpoint import make_folder_for
     from core.engine.refusals import Refusals
 
@@ -201,8 +202,9 @@ def _convert(command: Command, source: str, out: Path, given: Mapping[str, Any],
         _check_inputs([Path(source)])
     make_folder_for(out)
     refusals = _refusals_beside(out)
+    named = [source, *(str(value) for value in given.values() if isinstance(value, str | Path))]
     for path in (out, refusals):
-        check_output(path, files_of(source))
+        check_output(path, itertools.chain(*map(files_of, named)))
     with Refusals(refusals) as refused:
         report = _call(command, given, input=source if command.addresses else Path(source), out=out, refused=refused,
                        **arguments)

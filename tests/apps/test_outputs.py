@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from apps.cli import main
 from apps.outputs import check_output, files_of
 from core.engine.checkpoint import written_whole
 from core.engine.errors import ConfigError
@@ -38,3 +39,11 @@ def test_nothing_takes_the_place_of_a_pipe_or_a_folder(tmp_path: Path) -> None:
         check_output(tmp_path / "pipe", [])
     with pytest.raises(ConfigError, match="is a folder; name a file in it"), written_whole(tmp_path, "w"):
         pass
+
+
+def test_nothing_takes_the_place_of_what_a_setting_names(tmp_path: Path) -> None:
+    assert main(["connectomics", "sample", "--out", str(tmp_path)]) == 0
+    volume, other = tmp_path / "synthetic.h5", tmp_path / "other.h5"
+    other.write_bytes(volume.read_bytes())
+    words = ["connectomics", "expand", f"{volume}:labels", "--parts", f"{other}:labels", "--out", str(other)]
+    assert main(words) == 2 and other.read_bytes() == volume.read_bytes()

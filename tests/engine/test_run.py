@@ -225,3 +225,16 @@ def test_what_a_kill_left_half_written_in_a_folder_is_removed(tmp_path):
     left.write_text("half")
     RunDirectory.resume(run.path).close()
     assert not left.exists()
+
+
+def test_a_list_of_refused_items_replaces_only_its_like(tmp_path):
+    path = tmp_path / "refused.csv"
+    with Refusals(path) as refused:
+        refused.add(1, "no molecule", "x")
+    with Refusals(path):
+        pass
+    assert not path.exists()
+    path.write_text("smiles\nCCO\n")
+    with pytest.raises(ConfigError, match="is not a list of refused items"):
+        Refusals(path)
+    assert path.read_text() == "smiles\nCCO\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.connectomics.blocked import changed
+from apps.connectomics.config import ConnectomicsConfig
+from apps.connectomics.segment import initial_labels, read_seeds
 from apps.connectomics.segmentations import written_segmentation
+from apps.connectomics.train import labelled
 from apps.connectomics.volumes import WritableVolume, create_volume, open_volume
 from core.engine.errors import ConfigError, DataError
+from core.engine.refusals import Refusals
 from tests.apps.connectomics.written import (
     CHUNK,
     SHAPE,
@@ -258,3 +264,45 @@ def test_axes_are_a_setting_of_volumes_that_we_did_not_write(tmp_path):
     for name in ("theirs", "ours", "made"):
         volume = open_volume(str(tmp_path / f"{name}.h5"), axes="xyz")
         np.testing.assert_array_equal(volume.read((0, 0, 0), volume.shape), values)
+
+
+def test_a_virtual_dataset_needs_the_files_of_its_parts(tmp_path):
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file["raw"] = np.ones((4, 4, 4), np.uint8)
+    layout = h5py.VirtualLayout((4, 4, 4), np.uint8)
+    layout[:] = h5py.VirtualSource("part.h5", "raw", (4, 4, 4))
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file.create_virtual_dataset("raw", layout)
+    address = f"{tmp_path / 'whole.h5'}:raw"
+    assert open_volume(address).read((0, 0, 0), (4, 4, 4)).all()
+    (tmp_path / "part.h5").unlink()
+    with pytest.raises(DataError, match=r"without its file part\.h5"):
+        open_volume(address)
+
+
+def test_a_change_of_a_file_is_seen(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = np.zeros((4, 4, 4), np.uint8)
+    volume = open_volume(f"{tmp_path / 'a.h5'}:raw")
+    before = changed(volume)
+    assert changed(volume) == before
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["raw"][0] = 1
+    os.utime(tmp_path / "a.h5", ns=(0, 1))
+    assert changed(volume) != before
+
+
+def test_labels_below_zero_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = np.random.default_rng(0).integers(0, 255, (4, 4, 4)).astype(np.uint8)
+        file["labels"] = np.full((4, 4, 4), -1, np.int32)
+    with pytest.raises(DataError, match="labels are"):
+        labelled(tmp_path / "a.h5", ConnectomicsConfig(raw="raw", labels="labels"))
+    with pytest.raises(DataError, match="labels are"):
+        initial_labels(f"{tmp_path / 'a.h5'}:labels", (4, 4, 4))
+
+
+def test_seeds_in_another_encoding_are_one_clear_sentence(tmp_path):
+    (tmp_path / "seeds.csv").write_bytes("z,y,x,straße\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is no CSV file in UTF-8"):
+        read_seeds(tmp_path / "seeds.csv", (40, 40, 40), ConnectomicsConfig(), Refusals(tmp_path / "refused.csv"))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
+from apps.molecules.config import MoleculesConfig
 from apps.molecules.readers import Limits, Record, Refusal, check_units, columns, read_rows
-from core.engine.errors import DataError
+from core.engine.errors import ConfigError, DataError
 
 ETHANOL_XYZ = """9
 name="ethyl alcohol" energy=-1.5 charge=0
@@ -286,3 +287,24 @@ def test_freesolv_structures_are_the_molecules_of_its_table(realdata: Path, tmp_
                 assert Chem.MolToSmiles(Chem.RemoveHs(record.molecule)) == Chem.CanonSmiles(expected)
                 checked += 1
     assert checked > 60
+
+
+@pytest.mark.parametrize("frame", [
+    "1\ncharge=inf\nC 0 0 0\n", "1\ncharge=abc\nC 0 0 0\n", "1\na\n99999999999999999999 0 0 0\n", "1\na\n119 0 0 0\n"])
+def test_an_odd_frame_is_refused_and_the_others_are_read(tmp_path: Path, frame: str) -> None:
+    records, refusals = split_rows(read_rows(written(tmp_path, ETHANOL_XYZ + frame + ETHANOL_XYZ, "some.xyz")))
+    assert [record.row for record in records] == [1, 3] and [refusal.row for refusal in refusals] == [2]
+
+
+def test_rows_may_end_in_a_comma(tmp_path: Path) -> None:
+    path = written(tmp_path, "smiles,y\nCCO,1,\nCCN,2,\nCC,3,\n")
+    assert columns(path) == ("smiles", "y")
+    records, refusals = split_rows(read_rows(path, targets=["y"]))
+    assert [record.targets.tolist() for record in records] == [[1.0], [2.0], [3.0]] and not refusals
+
+
+@pytest.mark.parametrize("settings", [
+    {"targets": ("y", "y")}, {"targets": ("y", "y_low")}, {"targets": ("y",), "folds": 2, "split": "column"}])
+def test_ambiguous_settings_are_refused(settings: dict) -> None:
+    with pytest.raises(ConfigError):
+        MoleculesConfig(**settings)
