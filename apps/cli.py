@@ -119,9 +119,9 @@ def _has_reader(pipe: int) -> bool:
     return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-_PLACES = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EROFS,
-           errno.ENAMETOOLONG, errno.EBUSY, errno.ELOOP}
-"""What the system says of a place that does not exist, or where nobody may write."""
+_PLACES = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
+_OTHER_PLACES = {errno.EROFS, errno.ENAMETOOLONG, errno.EBUSY, errno.ELOOP}
+"""What the system says of a place that is not there, or where nobody may write: by class, and without one."""
 
 
 def _classify(error: BaseException) -> tuple[Exit, str]:
@@ -140,7 +140,7 @@ def _classify(error: BaseException) -> tuple[Exit, str]:
         return Exit.RESOURCES, f"out of memory: {error}. Make batches or inputs smaller."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Exit.RESOURCES, f"the disk is full: {error}. Make room; a stopped run goes on with --resume."
-    if isinstance(error, OSError) and error.errno in _PLACES:
+    if isinstance(error, _PLACES) or (isinstance(error, OSError) and error.errno in _OTHER_PLACES):
         return Exit.INPUT, f"{error.filename}: {error.strerror}"
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED, "interrupted"
