@@ -165,15 +165,16 @@ class Report:
         from core.engine.run import plain
 
         folder.mkdir(parents=True, exist_ok=True)
-        with checkpoint.written_whole(folder / "report.json", "w") as file:
+        numbers, *rest = self.files(folder)
+        with checkpoint.written_whole(numbers, "w") as file:
             json.dump(plain(self.numbers), file, indent=2)
-        for name, rows in self.tables.items():
-            with checkpoint.written_whole(folder / f"{name}.csv", "w") as file:
+        for path, rows in zip(rest, self.tables.values(), strict=False):
+            with checkpoint.written_whole(path, "w") as file:
                 writer = csv.DictWriter(file, list(rows[0]) if rows else [])
                 writer.writeheader()
                 writer.writerows(rows)
         if self.arrays:
-            checkpoint.save(folder / "arrays.safetensors", self.arrays)
+            checkpoint.save(rest[-1], self.arrays)
 
 
 def load(path: str) -> Any:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from core.engine.errors import ConfigError
 
-_OF_A_RUN = {"run.json", "config.toml", "model.safetensors", "state.safetensors", "metrics.jsonl"}
-
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Raise `ConfigError` if a file or folder that will be written would take such a place."""
+    from core.engine.run import is_part_of_a_run  # slow to import
+
     if not path.exists():
         return
     if any(given.exists() and path.samefile(given) for given in inputs):
         raise ConfigError(f"{path} is the input, which would be lost; write to another place")
-    if path.name in _OF_A_RUN and (path.parent / "run.json").exists():
+    if is_part_of_a_run(path):
         raise ConfigError(f"{path} is a part of the run {path.parent}; write to another place")
     if not path.is_file() and not path.is_dir():
         raise ConfigError(f"{path} is neither a file nor a folder; write to another place")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from apps.app import Report, load_config
 from apps.connectomics.blocks import Block, Grid, triple
 from apps.connectomics.config import ConnectomicsConfig, SegmentSettings, given
+from apps.connectomics.formats import Address
 from apps.connectomics.ledger import Ledger
 from apps.connectomics.reconcile import GlobalIds, assemble, reconcile
 from apps.connectomics.segment import (
@@ -33,7 +34,6 @@ from apps.connectomics.segment import (
 from apps.connectomics.segmentations import ORIGIN, written_segmentation
 from apps.connectomics.volumes import Volume, known_voxel_size, open_volume
 from apps.connectomics.workers import run_blocks
-from apps.outputs import files_of
 from core.engine.errors import ConfigError
 from core.engine.run import RunDirectory
 
@@ -111,9 +111,10 @@ def address_anywhere(volume: Volume) -> str:
     return volume.address if "://" in volume.address else os.path.abspath(volume.address)
 
 
-def changed(volume: Volume) -> list[list[int]]:
-    """Bytes and time of the last change of the files that a volume lies in; of a folder, its own alone."""
-    return [[path.stat().st_size, path.stat().st_mtime_ns] for path in files_of(volume.address) if path.exists()]
+def changed(volume: Volume) -> list[int]:
+    """Bytes and time of the last change of the file that a volume lies in; of a folder, its own; none elsewhere."""
+    place = Path(Address.parse(volume.address).place)
+    return [place.stat().st_size, place.stat().st_mtime_ns] if place.exists() else []
 
 
 def digest_of(run: Path) -> str:

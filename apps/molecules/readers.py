@@ -377,9 +377,9 @@ def _charge(row: Row) -> int:
     """The charge of a frame, 0 where it names none."""
     text = row.columns.get("charge", "0")
     try:
-        return round(float(text))
+        return int(np.int32(round(float(text))))
     except (ValueError, OverflowError):
-        raise DataError(f"its charge is '{printable(text)}', which is no number") from None
+        raise DataError(f"its charge is '{printable(text)}', which no molecule has") from None
 
 
 def _xyz_molecule(row: Row, limits: Limits) -> tuple[Chem.Mol, np.ndarray]:

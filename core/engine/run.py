@@ -31,6 +31,7 @@ from core.engine.precision import as_saved
 from core.engine.provenance import describe, fingerprint, machine, versions
 
 _RECORD, _CONFIG, _LOCK, _STATE, _METRICS = "run.json", "config.toml", ".lock", "state.safetensors", "metrics.jsonl"
+_MODEL = "model.safetensors"
 _LOCK_PATIENCE = 1.0  # seconds: whoever lists runs holds the lock for an instant
 
 
@@ -231,7 +232,7 @@ class RunDirectory:
 
     @property
     def model_path(self) -> Path:
-        return self.path / "model.safetensors"
+        return self.path / _MODEL
 
     @property
     def state_path(self) -> Path:
@@ -336,6 +337,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "config" not in record:
         raise CheckpointError(f"{path / _RECORD} is not the record of a run")
     return record
+
+
+def is_part_of_a_run(path: Path) -> bool:
+    """Whether a path is that of a file that a run consists of."""
+    return path.name in (_RECORD, _CONFIG, _STATE, _METRICS, _MODEL) and (path.parent / _RECORD).exists()
 
 
 def check_vacant(path: Path) -> None:

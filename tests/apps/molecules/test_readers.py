@@ -290,7 +290,8 @@ def test_freesolv_structures_are_the_molecules_of_its_table(realdata: Path, tmp_
 
 
 @pytest.mark.parametrize("frame", [
-    "1\ncharge=inf\nC 0 0 0\n", "1\ncharge=abc\nC 0 0 0\n", "1\na\n99999999999999999999 0 0 0\n", "1\na\n119 0 0 0\n"])
+    "1\ncharge=inf\nC 0 0 0\n", "1\ncharge=1e20\nC 0 0 0\n",
+    "1\ncharge=abc\nC 0 0 0\n", "1\na\n99999999999999999999 0 0 0\n", "1\na\n119 0 0 0\n"])
 def test_an_odd_frame_is_refused_and_the_others_are_read(tmp_path: Path, frame: str) -> None:
     records, refusals = split_rows(read_rows(written(tmp_path, ETHANOL_XYZ + frame + ETHANOL_XYZ, "some.xyz")))
     assert [record.row for record in records] == [1, 3] and [refusal.row for refusal in refusals] == [2]
